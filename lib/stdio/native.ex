@@ -1,0 +1,45 @@
+defmodule Stdio.Native do
+  @moduledoc false
+  # The only NIF module; its functions stand in the order of the Rust files. None blocks a
+  # scheduler. `handle` is a resource; `ref` a reference of the caller's, which tags every message
+  # that comes of the call:
+  #
+  #   {ref, {:stdout | :stderr, chunk}}
+  #   {ref, :started, os_pid}
+  #   {ref, :failed, place, posix}   last; place: :supervisor, :fork, :setup, {:step, index}, :exec,
+  #                                  {:signal | :exit_status, n} for a death in set-up
+  #   {ref, :exit, {:exit_status | :signal, n}, rusage, {stdin, stdout, stderr}}   last; bytes
+  #   {ref, :written} | {ref, {:error, :epipe}}   to a writer that was told :wait
+
+  @on_load :load
+
+  def load do
+    :stdio
+    |> Application.app_dir("priv/native/stdio_nif")
+    |> String.to_charlist()
+    |> :erlang.load_nif(0)
+  end
+
+  # launcher.rs
+
+  # :ok | {:error, {posix, what the helper said}}; dirty I/O, waits 5 s at most
+  def launch(_argv), do: :erlang.nif_error(:nif_not_loaded)
+
+  # stream.rs
+
+  # {:ok, handle} | {:error, :launcher | posix | {:step, index, reason}}; spec.rs names the keys
+  def spawn(_spec, _ref, _credit), do: :erlang.nif_error(:nif_not_loaded)
+  def spawn_large(_spec, _ref, _credit), do: :erlang.nif_error(:nif_not_loaded)
+
+  # :ok | :wait | {:error, :epipe}
+  def write(_handle, _binary, _ref), do: :erlang.nif_error(:nif_not_loaded)
+
+  # :ok | {:error, :ebadf}
+  def close_stdin(_handle), do: :erlang.nif_error(:nif_not_loaded)
+
+  # :ok
+  def credit(_handle, _chunks), do: :erlang.nif_error(:nif_not_loaded)
+
+  # :ok; the terminal message tells when it is done
+  def kill(_handle, _signal, _grace_ms), do: :erlang.nif_error(:nif_not_loaded)
+end

@@ -1,0 +1,82 @@
+defmodule Stdio.OpError do
+  @moduledoc """
+  A step between the birth of a process and the start of its program failed.
+
+  Raised in the process that enumerates the stream, after `onerror` has run once, nothing of the
+  tree is left and no later op was attempted: a restriction that could not be applied never ends
+  in a program that runs without it.
+
+  | field | |
+  |---|---|
+  | `:reason` | see below |
+  | `:op` | `{module, function, args}` of the failed call, `args` as it was called (the task first, or the state and the task); `nil` if there was none |
+  | `:message` | what happened, the call, and the ops that were not run; ends in a newline |
+
+  | case | `:reason` | message | what to do |
+  |---|---|---|---|
+  | `init/1` returned `{:error, e}` | `e` | `error attempting to fork subprocess: <text> (e)` | `:eperm`: the behaviour needs root or user namespaces, see `Stdio.setuid/0`; `:eagain`: raise the process limits; `:enotsup`: not on this OS |
+  | `init/1` returned `{:ok, []}` | `:eagain` | the same | return at least one task |
+  | a task that is dead already | `:einval` | the same | do not reuse a pipeline |
+  | an op returned `{:error, e}` | `e` | `operation returned an error: <text> (e)`, the call, the remaining ops | mend the cause; or mark the op `errexit: false` or `ignore: [e]` if the program may run without it |
+  | an op returned something else | `:badop` | `** (MatchError) …`, the call, the remaining ops | give the op a `transform:` which returns `:ok`, `{:ok, state}`, a list of ops or `{:error, posix}` |
+  | an op raised, threw or exited; there is no such call | `:badop` | the exception, the call, the remaining ops | correct the name or the arguments of the op |
+
+  Errno texts are Erlang's (`:file.format_error/1`).
+  """
+
+  defexception [:reason, :message, :op]
+
+  @type op :: {module, atom, [term]}
+  @type t :: %__MODULE__{reason: term, message: String.t(), op: op | nil}
+
+  @doc "`init/1` failed, returned no task, or a task is dead; `op` is `nil`."
+  @spec fork(term) :: t
+  def fork(reason) do
+    %__MODULE__{
+      reason: reason,
+      message: "error attempting to fork subprocess: #{fork_text(reason)}\n"
+    }
+  end
+
+  @doc "The call `op` returned `{:error, reason}`; `remaining` are the ops not run."
+  @spec failed(term, op, [term]) :: t
+  def failed(reason, op, remaining) do
+    text = Stdio.StreamError.reason_text(reason)
+
+    %__MODULE__{
+      reason: reason,
+      op: op,
+      message: "operation returned an error: #{text}\n\n#{call(op)}\n\n#{rest(remaining)}"
+    }
+  end
+
+  @doc "The call `op` returned `value`, which is none of the results an op may have."
+  @spec bad_result(term, op, [term]) :: t
+  def bad_result(value, op, remaining) do
+    # Written out because Elixir changed the text of its own MatchError over time.
+    badop("** (MatchError) no match of right hand side value: #{inspect(value)}", op, remaining)
+  end
+
+  @doc "The call `op` ended in an exception, a throw or an exit, given as `catch` gives it."
+  @spec raised({:error | :throw | :exit, term, Exception.stacktrace()}, op, [term]) :: t
+  def raised({kind, payload, stacktrace}, op, remaining) do
+    badop(Exception.format_banner(kind, payload, stacktrace), op, remaining)
+  end
+
+  defp badop(banner, op, remaining) do
+    %__MODULE__{
+      reason: :badop,
+      op: op,
+      message: "#{banner}\n    #{call(op)}\n\n\n#{rest(remaining)}"
+    }
+  end
+
+  # Erlang's text for it, "not owner", misleads when what is missing is a privilege.
+  defp fork_text(:eperm), do: "insufficient permissions (eperm)"
+  defp fork_text(reason), do: Stdio.StreamError.reason_text(reason)
+
+  defp call({module, fun, args}), do: Exception.format_mfa(module, fun, args)
+
+  # as_lists: most lists of small integers among ops are arguments such as [9], not text.
+  defp rest(ops), do: "remaining ops:\n#{inspect(ops, charlists: :as_lists)}\n"
+end

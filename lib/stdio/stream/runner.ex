@@ -1,0 +1,287 @@
+defmodule Stdio.Stream.Runner do
+  @moduledoc false
+  # The stream of one program, in the process that enumerates it. It has no process of its own:
+  # start, next and stop are the functions of a Stream.resource/3.
+  #
+  # Rules:
+  #
+  #   1. Every message of a program carries its reference, and exactly one of them is the last.
+  #      stop/1 takes them all, so none stays in the mailbox.
+  #   2. Credit is granted in batches: at most @credit chunks are under way.
+  #   3. A start that fails raises here, after everything was undone.
+
+  alias Stdio.{Command, Config, Launcher, Native, OpError, StreamError}
+  alias Stdio.Stream.Feeder
+
+  @credit 16
+  @batch 8
+  # From here on copying arguments and environment takes a while: dirty I/O.
+  @large 64 * 1024
+  # After the grace period of an escalation. The core gives up on a stuck helper before that.
+  @stop_deadline 30_000
+
+  @enforce_keys [:command, :normal, :config, :behaviour]
+  defstruct [
+    :command,
+    :normal,
+    :config,
+    :behaviour,
+    :input,
+    :handle,
+    :ref,
+    :feeder,
+    unacknowledged: 0,
+    ended: false
+  ]
+
+  @doc "The lazy stream. `input` is `nil`, or `{:feed, enumerable}`."
+  @spec stream(map) :: Enumerable.t()
+  def stream(%{command: _, normal: _, config: _, behaviour: _, input: _} = run) do
+    Stream.resource(fn -> start(struct!(__MODULE__, run)) end, &next/1, &stop/1)
+  end
+
+  defp start(%__MODULE__{normal: :empty} = run), do: raise_error(run, "subprocess", :enoent)
+
+  defp start(run) do
+    if Config.get(run.config, :containment) == :cgroup do
+      raise_error(run, "supervisor", :enotsup, "Containment by cgroup is not available here.")
+    end
+
+    ops = run.behaviour.ops(run.config)
+    run = spawn_program(%{run | ref: make_ref()}, spec(run, ops), ops)
+    await_start(run, ops)
+    feed(run)
+  end
+
+  defp feed(%{input: nil} = run), do: run
+
+  defp feed(%{input: {:feed, enum}} = run),
+    do: %{run | feeder: Feeder.start(enum, run.handle, run.ref)}
+
+  defp spec(%{normal: %Command{} = command, config: config}, ops) do
+    limits = Config.limits_ms(config)
+
+    %{
+      file: command.file,
+      argv: command.argv,
+      env: Config.environ(config),
+      search: command.search,
+      steps: Enum.map(ops, &step/1),
+      net: Config.get(config, :net),
+      pid_namespace: Config.get(config, :containment) == :pid_namespace,
+      stdin: Config.get(config, :stdin),
+      stderr: Config.get(config, :stderr),
+      timeout: if(limits.timeout == :infinity, do: nil, else: limits.timeout),
+      kill_signal: Config.kill_signal(config),
+      kill_timeout: limits.kill_timeout,
+      max_chunk: Config.get(config, :max_chunk)
+    }
+  end
+
+  defp step({name, args}), do: {name, args, [], true}
+
+  defp spawn_program(run, spec, ops) do
+    size = Enum.reduce(spec.argv, 0, &(byte_size(&1) + &2))
+    size = Enum.reduce(spec.env, size, &(byte_size(&1) + &2))
+    large? = size > @large
+
+    case native_spawn(spec, run.ref, large?) do
+      {:ok, handle} ->
+        %{run | handle: handle}
+
+      # None yet, or it has died since: start one, once.
+      {:error, :launcher} ->
+        launch(run)
+
+        case native_spawn(spec, run.ref, large?) do
+          {:ok, handle} -> %{run | handle: handle}
+          {:error, reason} -> spawn_error(run, reason, ops)
+        end
+
+      {:error, reason} ->
+        spawn_error(run, reason, ops)
+    end
+  end
+
+  defp native_spawn(spec, ref, false), do: Native.spawn(spec, ref, @credit)
+  defp native_spawn(spec, ref, true), do: Native.spawn_large(spec, ref, @credit)
+
+  defp launch(run) do
+    case Launcher.ensure() do
+      :ok -> :ok
+      {:error, {reason, hint}} -> raise_error(run, "supervisor", reason, hint)
+    end
+  end
+
+  @spec spawn_error(%__MODULE__{}, term, list) :: no_return
+  defp spawn_error(_run, {:step, index, reason}, ops) do
+    {op, remaining} = op(ops, index)
+
+    case reason do
+      :enotsup ->
+        raise OpError.failed(:enotsup, op, remaining)
+
+      :undef ->
+        {module, fun, args} = op
+        error = %UndefinedFunctionError{module: module, function: fun, arity: length(args)}
+        raise OpError.raised({:error, error, []}, op, remaining)
+
+      {:badarg, _position} ->
+        raise OpError.raised({:error, %ArgumentError{}, []}, op, remaining)
+    end
+  end
+
+  # Larger than any message may be, so larger than the kernel would take.
+  defp spawn_error(run, :e2big, _ops), do: raise_error(run, "subprocess", :e2big)
+
+  defp spawn_error(run, reason, _ops),
+    do: raise_error(run, "supervisor", supervisor_reason(reason), supervisor_hint(reason))
+
+  defp supervisor_reason(:launcher), do: :eagain
+  defp supervisor_reason(:enfile), do: :emfile
+  defp supervisor_reason(reason), do: reason
+
+  defp supervisor_hint(reason) when reason in [:emfile, :enfile] do
+    "No descriptors are left: each running program takes four. Raise `ulimit -n` before the " <>
+      "BEAM starts (its hard limit counts), or run fewer programs at once."
+  end
+
+  defp supervisor_hint(:etimedout),
+    do: "The helper did not answer within 5 seconds. Is the machine overloaded?"
+
+  defp supervisor_hint(:eagain),
+    do: "The helper could not fork, or died. Raise the limit of processes (`ulimit -u`)."
+
+  defp supervisor_hint(_), do: nil
+
+  # The core answers within 5 s of silence from the helper, so this wait ends.
+  defp await_start(%{ref: ref} = run, ops) do
+    receive do
+      {^ref, :started, _os_pid} -> :ok
+      {^ref, :failed, place, reason} -> start_error(run, place, reason, ops)
+    end
+  end
+
+  @spec start_error(%__MODULE__{}, term, atom, list) :: no_return
+  defp start_error(run, :supervisor, reason, _ops),
+    do: raise_error(run, "supervisor", supervisor_reason(reason), supervisor_hint(reason))
+
+  defp start_error(run, :exec, reason, _ops), do: raise_error(run, "subprocess", reason)
+
+  defp start_error(_run, {:step, index}, reason, ops) do
+    {op, remaining} = op(ops, index)
+    raise OpError.failed(reason, op, remaining)
+  end
+
+  defp start_error(run, place, reason, _ops) when place in [:fork, :setup] do
+    if Config.get(run.config, :containment) == :pid_namespace do
+      raise_error(run, "supervisor", :enotsup, namespace_hint(reason))
+    else
+      raise OpError.fork(reason)
+    end
+  end
+
+  defp start_error(run, {kind, _} = death, reason, _ops) when kind in [:signal, :exit_status] do
+    hint =
+      "The process died while it was set up (#{inspect(terminal(death))}). Look at the limits " <>
+        "among its options, and at who else may kill processes of its user."
+
+    raise_error(run, "subprocess", reason, hint)
+  end
+
+  defp namespace_hint(reason) do
+    "The kernel refused a new PID namespace (#{reason}). Without root it needs user namespaces: " <>
+      "see the sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and " <>
+      "kernel.apparmor_restrict_unprivileged_userns."
+  end
+
+  defp op(ops, index) do
+    {{fun, args}, remaining} = ops |> Enum.drop(index) |> List.pop_at(0)
+    {{Stdio.Task, fun, args}, remaining}
+  end
+
+  @spec raise_error(%__MODULE__{}, String.t(), atom, String.t() | nil) :: no_return
+  defp raise_error(run, action, reason, hint \\ nil) do
+    raise StreamError, action: action, reason: reason, command: run.command, hint: hint
+  end
+
+  defp next(%{ended: true} = run), do: {:halt, run}
+
+  defp next(%{ref: ref, feeder: feeder} = run) do
+    monitor = feeder && elem(feeder, 1)
+
+    receive do
+      {^ref, {stream, _chunk} = element} when stream in [:stdout, :stderr] ->
+        {[element], acknowledge(run)}
+
+      {^ref, :exit, exit, _rusage, _bytes} ->
+        {[terminal(exit)], %{run | ended: true}}
+
+      {^ref, :feed, kind, reason, stacktrace} ->
+        stop(run)
+        :erlang.raise(kind, reason, stacktrace)
+
+      {:DOWN, ^monitor, :process, _, :normal} ->
+        next(%{run | feeder: nil})
+
+      # Killed from outside, for instance through a link that the enumerable had made.
+      {:DOWN, ^monitor, :process, _, reason} ->
+        stop(%{run | feeder: nil})
+        exit(reason)
+    end
+  end
+
+  defp acknowledge(%{unacknowledged: count} = run) when count == @batch - 1 do
+    Native.credit(run.handle, @batch)
+    %{run | unacknowledged: 0}
+  end
+
+  defp acknowledge(run), do: %{run | unacknowledged: run.unacknowledged + 1}
+
+  defp terminal({:exit_status, status}), do: {:exit_status, status}
+  defp terminal({:signal, signal}), do: {:termsig, Stdio.Signal.signal_name(signal)}
+
+  # Runs after the last element, and when the consumer halts or raises before it.
+  defp stop(%{ended: true} = run), do: stop_feeder(run)
+
+  defp stop(run) do
+    stop_feeder(run)
+    grace = Config.limits_ms(run.config).kill_timeout
+    signal = Config.kill_signal(run.config)
+    Native.kill(run.handle, signal, grace)
+    drop(run, grace + @stop_deadline)
+  end
+
+  # Reads on while the program ends: one that cleans up after itself may have a lot to say.
+  defp drop(%{ref: ref} = run, timeout) do
+    receive do
+      {^ref, {_stream, _chunk}} ->
+        Native.credit(run.handle, 1)
+        drop(run, timeout)
+
+      {^ref, :exit, _exit, _rusage, _bytes} ->
+        :ok
+    after
+      timeout -> :ok
+    end
+  end
+
+  # Once it is down, nothing more can come from it.
+  defp stop_feeder(%{feeder: nil} = run), do: flush_feed(run)
+
+  defp stop_feeder(%{feeder: {pid, monitor}} = run) do
+    Process.exit(pid, :kill)
+
+    receive do
+      {:DOWN, ^monitor, :process, _, _} -> flush_feed(run)
+    end
+  end
+
+  defp flush_feed(%{ref: ref}) do
+    receive do
+      {^ref, :feed, _kind, _reason, _stacktrace} -> :ok
+    after
+      0 -> :ok
+    end
+  end
+end

@@ -1,0 +1,45 @@
+Code.require_file("mix/compile.cargo.ex", __DIR__)
+
+defmodule Stdio.MixProject do
+  use Mix.Project
+
+  @version "0.1.0"
+
+  def project do
+    [
+      app: :stdio,
+      version: @version,
+      elixir: "~> 1.14",
+      # The NIF must be in place before a module that loads it is compiled.
+      compilers: [:cargo | Mix.compilers()],
+      elixirc_paths: elixirc_paths(Mix.env()),
+      start_permanent: Mix.env() == :prod,
+      deps: deps(),
+      name: "Stdio",
+      description: "A control plane for operating-system processes, on a Rust core",
+      package: package(),
+      docs: [main: "readme", extras: ["README.md", "CHANGELOG.md"]]
+    ]
+  end
+
+  def application do
+    [extra_applications: [:logger]]
+  end
+
+  defp elixirc_paths(:test), do: ["lib", "test/support"]
+  defp elixirc_paths(_), do: ["lib"]
+
+  # None, so that a build needs a Rust toolchain and the crates of Cargo.lock, but no Hex. A
+  # package that Stdio can work with is looked for at run time (Code.ensure_loaded?/1).
+  defp deps, do: []
+
+  # All members of the Cargo workspace have to be there for cargo to read it. Without tests.
+  defp package do
+    [
+      licenses: ["MIT"],
+      links: %{},
+      files: ~w(lib mix native bench/floor Cargo.toml Cargo.lock mix.exs .formatter.exs
+                README.md CHANGELOG.md LICENSE)
+    ]
+  end
+end

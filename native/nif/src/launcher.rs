@@ -1,0 +1,283 @@
+//! The fork server, as the BEAM sees it: started on first use, replaced when it has died.
+//!
+//! Rules:
+//! 1. One at a time. `launch` (dirty I/O) starts it; everything else finds it running or says
+//!    `{:error, :launcher}`, and Elixir launches and tries again.
+//! 2. The BEAM never waits for it by pid: where SIGCHLD is ignored the kernel reaps it (ECHILD).
+//! 3. A full socket queues; the I/O thread sends what is queued when there is room.
+
+use std::collections::VecDeque;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{open, OFlag};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::spawn::{posix_spawn, PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{waitpid, WaitPidFlag};
+use nix::unistd::Pid;
+use once_cell::sync::Lazy;
+use rustler::{Binary, Encoder, Env, Term};
+use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
+use stdio_protocol::message::{FromLauncher, RootId, ToLauncher};
+use stdio_protocol::VERSION;
+
+use crate::spec::errno_atom;
+use crate::{atoms, fd, reactor};
+
+/// How long the helper has to answer, here and wherever it is asked for something.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Held while a launcher is being started.
+static STARTING: Lazy<Mutex<()>> = Lazy::new(Mutex::default);
+static CURRENT: Lazy<Mutex<Option<Arc<Launcher>>>> = Lazy::new(Mutex::default);
+/// Time zero of [`Launcher::heard`].
+static EPOCH: Lazy<Instant> = Lazy::new(Instant::now);
+
+pub struct Launcher {
+    socket: OwnedFd,
+    pid: Pid,
+    alive: AtomicBool,
+    outbox: Mutex<VecDeque<(Datagram, Option<OwnedFd>)>>,
+    /// When any of its processes last said something, in ms since [`EPOCH`].
+    heard: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The running launcher, if there is one.
+pub fn current() -> Option<Arc<Launcher>> {
+    lock(&CURRENT)
+        .clone()
+        .filter(|launcher| launcher.alive.load(Ordering::Acquire))
+}
+
+impl Launcher {
+    pub fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    /// Asks for a root whose control socket is `control`.
+    pub fn fork(&self, id: RootId, control: OwnedFd) -> Result<(), Errno> {
+        self.send(&ToLauncher::Fork { id }, Some(control))
+    }
+
+    /// Ends a root that does not answer any more.
+    pub fn kill(&self, id: RootId) {
+        let _ = self.send(&ToLauncher::Kill { id }, None);
+    }
+
+    fn send(&self, message: &ToLauncher, control: Option<OwnedFd>) -> Result<(), Errno> {
+        let datagram = Datagram::new(message).map_err(|error| error.errno())?;
+        let mut outbox = lock(&self.outbox);
+        outbox.push_back((datagram, control));
+        if outbox.len() == 1 {
+            self.send_queued(&mut outbox)?;
+        }
+        if !outbox.is_empty() {
+            reactor::flush_launcher_soon();
+        }
+        Ok(())
+    }
+
+    /// Sends what fits; true if something is left.
+    pub fn flush(&self) -> bool {
+        let mut outbox = lock(&self.outbox);
+        // A dead launcher is noticed by the end of its socket.
+        let _ = self.send_queued(&mut outbox);
+        !outbox.is_empty()
+    }
+
+    fn send_queued(&self, outbox: &mut VecDeque<(Datagram, Option<OwnedFd>)>) -> Result<(), Errno> {
+        while let Some((datagram, control)) = outbox.front() {
+            let fds: Vec<_> = control.iter().map(AsFd::as_fd).collect();
+            match datagram.send(self.socket.as_fd(), &fds) {
+                Ok(()) => drop(outbox.pop_front()),
+                Err(error) if is_busy(error.errno()) => return Ok(()),
+                Err(error) => {
+                    outbox.clear();
+                    return Err(error.errno());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
+    }
+
+    /// Its socket has ended. It is gone, or about to be.
+    pub fn lost(&self) {
+        self.alive.store(false, Ordering::Release);
+    }
+
+    /// Collects the zombie, where the BEAM does not ignore SIGCHLD; true when there is none (any
+    /// more).
+    pub fn reaped(&self) -> bool {
+        !matches!(
+            waitpid(self.pid, Some(WaitPidFlag::WNOHANG)),
+            Ok(nix::sys::wait::WaitStatus::StillAlive)
+        )
+    }
+
+    /// One of its processes has said something.
+    pub fn note_heard(&self) {
+        let now = u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard.store(now, Ordering::Relaxed);
+    }
+
+    /// Time since anything was heard. Starts queue behind each other, so one that waits is late
+    /// only when nothing at all moves.
+    pub fn silence(&self) -> Duration {
+        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        EPOCH.elapsed().saturating_sub(heard)
+    }
+}
+
+/// Why no launcher could be started: an errno, and what it (or sudo in front of it) said.
+struct LaunchError {
+    errno: Errno,
+    said: Vec<u8>,
+}
+
+impl From<Errno> for LaunchError {
+    fn from(errno: Errno) -> Self {
+        Self {
+            errno,
+            said: Vec::new(),
+        }
+    }
+}
+
+/// `:ok`, also if one runs already, or `{:error, {posix, text}}`.
+#[rustler::nif(schedule = "DirtyIo")]
+fn launch<'a>(env: Env<'a>, argv: Vec<Binary<'a>>) -> Term<'a> {
+    let _one_at_a_time = lock(&STARTING);
+    if current().is_some() {
+        return atoms::ok().encode(env);
+    }
+    match start(&argv) {
+        Ok(launcher) => {
+            reactor::watch_launcher(launcher.clone());
+            *lock(&CURRENT) = Some(launcher);
+            atoms::ok().encode(env)
+        }
+        Err(LaunchError { errno, said }) => {
+            let said = String::from_utf8_lossy(&said).into_owned();
+            (atoms::error(), (errno_atom(env, errno as i32), said)).encode(env)
+        }
+    }
+}
+
+fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
+    let nofile = *fd::STARTUP_LIMIT;
+    let argv = argv
+        .iter()
+        .map(|argument| CString::new(argument.as_slice()).map_err(|_| Errno::EINVAL))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (socket, theirs) = channel::pair()?;
+    let socket = fd::keep_out_of_the_way(socket);
+    let (said, says) = fd::pipe()?;
+    let pid = spawn(&argv, &theirs, &says)?;
+    drop((theirs, says));
+    let launcher = Launcher {
+        socket,
+        pid,
+        alive: AtomicBool::new(true),
+        outbox: Mutex::default(),
+        heard: AtomicU64::new(0),
+    };
+    launcher.note_heard();
+    let hello = ToLauncher::Hello {
+        version: VERSION.as_bytes().to_vec().into(),
+        nofile,
+    };
+    match launcher
+        .send(&hello, None)
+        .and_then(|()| greeting(&launcher.socket))
+    {
+        Ok(()) => Ok(Arc::new(launcher)),
+        // The socket closes with `launcher`, and the helper ends with its socket.
+        Err(errno) => Err(LaunchError {
+            errno,
+            said: read_all(said),
+        }),
+    }
+}
+
+/// posix_spawn(3): new session, default dispositions, empty mask; fd 0 is the control socket,
+/// fd 2 a pipe for whatever goes wrong before the greeting. Descriptors of others are the
+/// helper's to close.
+fn spawn(argv: &[CString], control: &OwnedFd, says: &OwnedFd) -> Result<Pid, Errno> {
+    let mut actions = PosixSpawnFileActions::init()?;
+    let null = open(
+        c"/dev/null",
+        OFlag::O_WRONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    actions.add_dup2(control.as_raw_fd(), 0)?;
+    actions.add_dup2(null.as_raw_fd(), 1)?;
+    actions.add_dup2(says.as_raw_fd(), 2)?;
+    let mut attributes = PosixSpawnAttr::init()?;
+    let mut defaults = SigSet::all();
+    defaults.remove(Signal::SIGKILL);
+    defaults.remove(Signal::SIGSTOP);
+    attributes.set_sigdefault(&defaults)?;
+    attributes.set_sigmask(&SigSet::empty())?;
+    attributes.set_flags(
+        PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF
+            | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
+            | PosixSpawnFlags::from_bits_retain(libc::POSIX_SPAWN_SETSID.into()),
+    )?;
+    let argv: Vec<&CStr> = argv.iter().map(CString::as_c_str).collect();
+    let program = argv.first().ok_or(Errno::EINVAL)?;
+    let no_environment: [&CStr; 0] = [];
+    posix_spawn(*program, &actions, &attributes, &argv, &no_environment)
+}
+
+/// Waits for the helper's first message, which says its version.
+fn greeting(socket: &OwnedFd) -> Result<(), Errno> {
+    let give_up = Instant::now() + ANSWER_DEADLINE;
+    let mut receiver = Receiver::without_fds();
+    loop {
+        match receiver.recv::<FromLauncher>(socket.as_fd()) {
+            Ok(Some(received)) => {
+                return match received.message {
+                    FromLauncher::Hello { version } if version == VERSION.as_bytes() => Ok(()),
+                    _ => Err(Errno::EPROTO),
+                }
+            }
+            // It has ended without a word on the socket.
+            Ok(None) => return Err(Errno::EPROTO),
+            Err(error) if error.errno() == Errno::EAGAIN => {}
+            Err(error) => return Err(error.errno()),
+        }
+        let left = give_up.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) => return Err(Errno::ETIMEDOUT),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// What is in the pipe by now. Non-blocking: a helper that hangs still holds the other end.
+fn read_all(said: OwnedFd) -> Vec<u8> {
+    let mut text = Vec::new();
+    if fd::nonblocking(&said).is_ok() {
+        let _ = File::from(said).take(16 * 1024).read_to_end(&mut text);
+    }
+    text
+}

@@ -1,0 +1,290 @@
+//! A program's pipes, our ends.
+//!
+//! stdin, rules:
+//! 1. Bytes of one write are not interleaved with another's: while anything is queued, new
+//!    writes queue behind it.
+//! 2. At most [`QUEUE_LIMIT`] bytes are queued on behalf of writers that have been told "done".
+//!    A write that would exceed it keeps its own binary (no copy) and its writer waits.
+//! 3. Closing waits for the queue; the reader's death (EPIPE) fails everything queued.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{fcntl, FcntlArg};
+use nix::unistd::{read, write};
+use rustler::env::SavedTerm;
+use rustler::{Binary, OwnedBinary, OwnedEnv};
+
+use crate::notify::{Notifier, Waiter};
+
+/// Per program.
+const QUEUE_LIMIT: usize = 64 * 1024;
+/// A write on a scheduler stops after this much and leaves the rest to the I/O thread: a reader
+/// as fast as we are could keep a scheduler busy without end.
+const INLINE_LIMIT: usize = 256 * 1024;
+
+/// What a write has come to.
+pub enum Written {
+    /// Written or queued.
+    Done,
+    /// The writer waits for `{ref, :written}`.
+    Waiting,
+    /// The reader is gone, or stdin was closed.
+    Closed,
+}
+
+pub struct Stdin {
+    fd: Option<OwnedFd>,
+    queue: VecDeque<Pending>,
+    queued: usize,
+    closing: bool,
+    written: u64,
+    /// Registered with the I/O thread, which happens when the pipe is first full.
+    watched: bool,
+    /// The last write on a scheduler left off at [`INLINE_LIMIT`].
+    stopped_early: bool,
+}
+
+struct Pending {
+    data: Data,
+    offset: usize,
+    waiter: Option<Waiter>,
+}
+
+enum Data {
+    Copied(Vec<u8>),
+    /// The writer's binary itself, held by an environment of its own.
+    Shared(OwnedEnv, SavedTerm),
+}
+
+impl Data {
+    fn with<R>(&self, run: impl FnOnce(&[u8]) -> R) -> R {
+        match self {
+            Self::Copied(bytes) => run(bytes),
+            Self::Shared(env, term) => env.run(|env| {
+                let binary = Binary::from_term(term.load(env));
+                run(binary.as_deref().unwrap_or_default())
+            }),
+        }
+    }
+}
+
+impl Stdin {
+    /// `None`: the program reads from `/dev/null`.
+    pub fn new(fd: Option<OwnedFd>) -> Self {
+        Self {
+            fd,
+            queue: VecDeque::new(),
+            queued: 0,
+            closing: false,
+            written: 0,
+            watched: false,
+            stopped_early: false,
+        }
+    }
+
+    /// The descriptor, the first time it is to be watched. Registration reports room that is
+    /// there already.
+    pub fn unwatched(&mut self) -> Option<&OwnedFd> {
+        if std::mem::replace(&mut self.watched, true) {
+            return None;
+        }
+        self.fd.as_ref()
+    }
+
+    pub fn stopped_early(&self) -> bool {
+        self.stopped_early
+    }
+
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Whether the I/O thread has something to do when the pipe has room.
+    pub fn is_pending(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Called on a scheduler. `waiter` is made only if the writer has to wait.
+    pub fn write(&mut self, data: Binary<'_>, waiter: impl FnOnce() -> Waiter) -> Written {
+        if self.closing || self.fd.is_none() {
+            return Written::Closed;
+        }
+        let mut offset = 0;
+        self.stopped_early = false;
+        if self.queue.is_empty() {
+            match self.write_some(&data, INLINE_LIMIT) {
+                Ok(written) => {
+                    offset = written;
+                    self.stopped_early = written >= INLINE_LIMIT;
+                }
+                Err(_) => {
+                    self.fd = None;
+                    return Written::Closed;
+                }
+            }
+        }
+        let rest = data.len() - offset;
+        if rest == 0 {
+            return Written::Done;
+        }
+        if self.queued + rest <= QUEUE_LIMIT {
+            self.queued += rest;
+            self.queue.push_back(Pending {
+                data: Data::Copied(data[offset..].to_vec()),
+                offset: 0,
+                waiter: None,
+            });
+            return Written::Done;
+        }
+        let env = OwnedEnv::new();
+        let term = env.save(data);
+        self.queue.push_back(Pending {
+            data: Data::Shared(env, term),
+            offset,
+            waiter: Some(waiter()),
+        });
+        Written::Waiting
+    }
+
+    /// Writes until the pipe is full, `limit` is reached or all is written.
+    fn write_some(&mut self, data: &[u8], limit: usize) -> Result<usize, Errno> {
+        let fd = self.fd.as_ref().ok_or(Errno::EPIPE)?;
+        let mut offset = 0;
+        while offset < data.len() && offset < limit {
+            match write(fd, &data[offset..]) {
+                Ok(written) => {
+                    offset += written;
+                    self.written += written as u64;
+                }
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(offset)
+    }
+
+    /// On the I/O thread, when the pipe may have room.
+    pub fn flush(&mut self, notifier: &mut Notifier) {
+        while let Some(mut pending) = self.queue.pop_front() {
+            let result = pending.data.with(|bytes| {
+                let rest = &bytes[pending.offset..];
+                let written = self.write_some(rest, rest.len());
+                written.map(|written| (written, rest.len()))
+            });
+            match result {
+                Ok((written, rest)) => {
+                    if pending.waiter.is_none() {
+                        self.queued -= written;
+                    }
+                    if written < rest {
+                        pending.offset += written;
+                        self.queue.push_front(pending);
+                        return;
+                    }
+                    if let Some(waiter) = &pending.waiter {
+                        notifier.written(waiter, Ok(()));
+                    }
+                }
+                Err(_) => {
+                    self.queue.push_front(pending);
+                    return self.fail(notifier);
+                }
+            }
+        }
+        if self.closing {
+            self.fd = None;
+        }
+    }
+
+    /// Closes once the queue is written. False: it was closed already.
+    pub fn close(&mut self) -> bool {
+        if self.closing || self.fd.is_none() {
+            return false;
+        }
+        self.closing = true;
+        if self.queue.is_empty() {
+            self.fd = None;
+        }
+        true
+    }
+
+    /// Closes now; every writer that waits is told.
+    pub fn fail(&mut self, notifier: &mut Notifier) {
+        self.fd = None;
+        self.queued = 0;
+        for pending in self.queue.drain(..) {
+            if let Some(waiter) = &pending.waiter {
+                notifier.written(waiter, Err(()));
+            }
+        }
+    }
+}
+
+/// The read end of stdout or stderr.
+pub struct Output {
+    fd: OwnedFd,
+    /// Set once the program is dead: how much may still be read.
+    left: Option<usize>,
+}
+
+/// One read(2).
+pub enum Chunk {
+    /// Whether the pipe was emptied by it.
+    Data(OwnedBinary, bool),
+    Empty,
+    End,
+}
+
+impl Output {
+    pub fn new(fd: OwnedFd) -> Self {
+        Self { fd, left: None }
+    }
+
+    /// From now on at most what the pipe can hold at once is read: an escaped writer could keep
+    /// it full for ever.
+    pub fn bound(&mut self) {
+        if self.left.is_none() {
+            let capacity = fcntl(&self.fd, FcntlArg::F_GETPIPE_SZ).unwrap_or(0);
+            self.left = Some(usize::try_from(capacity).unwrap_or(0));
+        }
+    }
+
+    /// `spare` is a buffer of `size` bytes that short chunks leave behind for the next read.
+    pub fn read(&mut self, size: usize, spare: &mut Option<OwnedBinary>) -> Chunk {
+        if self.left == Some(0) {
+            return Chunk::End;
+        }
+        let mut buffer = spare
+            .take()
+            .filter(|buffer| buffer.len() == size)
+            .unwrap_or_else(|| OwnedBinary::new(size));
+        let length = loop {
+            match read(&self.fd, buffer.as_mut_slice()) {
+                Ok(0) => return Chunk::End,
+                Ok(length) => break length,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    *spare = Some(buffer);
+                    return Chunk::Empty;
+                }
+                Err(_) => return Chunk::End,
+            }
+        };
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(length);
+        }
+        let emptied = length < size;
+        if length <= size / 2 {
+            let chunk = OwnedBinary::from_slice(&buffer.as_slice()[..length]);
+            *spare = Some(buffer);
+            return Chunk::Data(chunk, emptied);
+        }
+        if emptied {
+            buffer.realloc_or_copy(length);
+        }
+        Chunk::Data(buffer, emptied)
+    }
+}

@@ -1,0 +1,374 @@
+//! The I/O threads. Each has an epoll of its own and owns the sessions that were given to it,
+//! so a session's state needs no lock.
+//!
+//! Rules:
+//! 1. There are [`THREADS`] of them, however many programs run.
+//! 2. Registration is edge-triggered: a paused stream costs nothing and needs no epoll_ctl to
+//!    pause. Whoever resumes it reads first.
+//! 3. A session is announced before its descriptors are registered, and commands are taken before
+//!    events, so an event finds its session.
+//! 4. A panic while one session is served ends that session with an error event, not the thread.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::os::fd::AsFd;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{unbounded, Receiver, Sender};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use once_cell::sync::Lazy;
+use stdio_protocol::channel;
+use stdio_protocol::message::{Escalation, FromLauncher, RootId};
+
+use crate::launcher::{Launcher, ANSWER_DEADLINE};
+use crate::notify::Notifier;
+use crate::session::{After, Alarm, Session};
+
+/// One thread saturates a core at several GB/s; the second keeps one flood from delaying all.
+const THREADS: usize = 2;
+const EVENTS: usize = 64;
+/// Between two attempts to send what a socket did not take.
+const RETRY: Duration = Duration::from_millis(2);
+/// Between two looks at a launcher that is ending.
+const REAP_PAUSE: Duration = Duration::from_millis(100);
+const REAP_TRIES: u32 = 20;
+
+/// What a descriptor is to its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Role {
+    /// The thread's own wake-up.
+    Wake,
+    Launcher,
+    Root,
+    Task,
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+impl Role {
+    const ALL: [Self; 7] = [
+        Self::Wake,
+        Self::Launcher,
+        Self::Root,
+        Self::Task,
+        Self::Stdin,
+        Self::Stdout,
+        Self::Stderr,
+    ];
+
+    /// The number that epoll keeps: the session's id, and in the lowest three bits the role.
+    fn token(self, id: RootId) -> u64 {
+        (id << 3) | self as u64
+    }
+
+    fn of(token: u64) -> (RootId, Self) {
+        let role = usize::try_from(token & 7).unwrap_or_default();
+        (token >> 3, Self::ALL[role.min(Self::ALL.len() - 1)])
+    }
+}
+
+pub enum Command {
+    Add(Box<Session>),
+    /// There is credit again.
+    Resume(RootId),
+    /// stdin has a queue, or is to be closed.
+    Stdin(RootId),
+    Terminate(RootId, Escalation),
+    OwnerDown(RootId),
+    Launcher(Arc<Launcher>),
+    FlushLauncher,
+    RootExited(RootId),
+    RootFailed(RootId, i32),
+    LauncherLost,
+}
+
+/// One I/O thread, as others see it.
+pub struct Shard {
+    epoll: Epoll,
+    wake: EventFd,
+    awake: AtomicBool,
+    commands: Sender<Command>,
+}
+
+static SHARDS: Lazy<Result<Vec<Arc<Shard>>, Errno>> =
+    Lazy::new(|| (0..THREADS).map(Shard::start).collect());
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// A session's id, and with it its thread.
+pub fn next_id() -> RootId {
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The thread that serves `id`.
+pub fn shard(id: RootId) -> Result<Arc<Shard>, Errno> {
+    let shards = SHARDS.as_ref().map_err(|errno| *errno)?;
+    let index = usize::try_from(id).unwrap_or_default() % shards.len();
+    Ok(shards[index].clone())
+}
+
+/// The launcher's socket is served by the first thread.
+pub fn watch_launcher(launcher: Arc<Launcher>) {
+    if let Ok(shard) = shard(0) {
+        shard.command(Command::Launcher(launcher));
+    }
+}
+
+pub fn flush_launcher_soon() {
+    if let Ok(shard) = shard(0) {
+        shard.command(Command::FlushLauncher);
+    }
+}
+
+fn broadcast(command: impl Fn() -> Command) {
+    for shard in SHARDS.iter().flatten() {
+        shard.command(command());
+    }
+}
+
+impl Shard {
+    fn start(index: usize) -> Result<Arc<Self>, Errno> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        epoll.add(&wake, EpollEvent::new(readable, Role::Wake.token(0)))?;
+        let (commands, inbox) = unbounded();
+        let shard = Arc::new(Self {
+            epoll,
+            wake,
+            awake: AtomicBool::new(false),
+            commands,
+        });
+        let thread = Thread {
+            shard: shard.clone(),
+            inbox,
+            sessions: HashMap::new(),
+            alarms: BinaryHeap::new(),
+            notifier: Notifier::new(),
+            launchers: Vec::new(),
+        };
+        std::thread::Builder::new()
+            .name(format!("stdio_io_{index}"))
+            .spawn(move || thread.run())
+            .map_err(|_| Errno::EAGAIN)?;
+        Ok(shard)
+    }
+
+    /// Queues a command and makes sure that the thread looks.
+    pub fn command(&self, command: Command) {
+        let _ = self.commands.send(command);
+        if !self.awake.swap(true, Ordering::AcqRel) {
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// Edge-triggered; closing the descriptor ends it.
+    pub fn register(&self, id: RootId, role: Role, fd: impl AsFd) -> Result<(), Errno> {
+        let direction = match role {
+            Role::Stdin => EpollFlags::EPOLLOUT,
+            _ => EpollFlags::EPOLLIN,
+        };
+        let event = EpollEvent::new(direction | EpollFlags::EPOLLET, role.token(id));
+        match self.epoll.add(fd, event) {
+            Err(Errno::EEXIST) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+struct Thread {
+    shard: Arc<Shard>,
+    inbox: Receiver<Command>,
+    sessions: HashMap<RootId, Session>,
+    alarms: BinaryHeap<Reverse<(Instant, RootId, Alarm)>>,
+    notifier: Notifier,
+    /// The launcher whose socket this thread serves, and earlier ones that are ending.
+    launchers: Vec<(Arc<Launcher>, u32)>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        loop {
+            let count = match self.shard.epoll.wait(&mut events, self.timeout()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(_) => return,
+            };
+            self.shard.awake.store(false, Ordering::Release);
+            while let Ok(command) = self.inbox.try_recv() {
+                self.handle(command);
+            }
+            for event in &events[..count] {
+                self.event(event.data());
+            }
+            self.ring();
+        }
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        let Some(Reverse((at, ..))) = self.alarms.peek() else {
+            return EpollTimeout::NONE;
+        };
+        let left = at.saturating_duration_since(Instant::now());
+        EpollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(EpollTimeout::MAX)
+    }
+
+    fn event(&mut self, token: u64) {
+        let (id, role) = Role::of(token);
+        match role {
+            Role::Wake => drop(self.shard.wake.read()),
+            Role::Launcher => self.launcher_readable(),
+            role => self.serve(id, |session, notifier| session.ready(role, notifier)),
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Add(session) => {
+                let id = session.id();
+                let now = Instant::now();
+                self.set(id, now + ANSWER_DEADLINE, Alarm::Start);
+                if session.unsent.is_some() {
+                    self.set(id, now + RETRY, Alarm::Send);
+                }
+                self.sessions.insert(id, *session);
+            }
+            Command::Resume(id) => self.serve(id, Session::resume),
+            Command::Stdin(id) => {
+                self.serve(id, |session, notifier| session.ready(Role::Stdin, notifier))
+            }
+            Command::Terminate(id, escalation) => self.serve(id, |session, notifier| {
+                session.terminate(escalation, notifier)
+            }),
+            Command::OwnerDown(id) => self.serve(id, Session::owner_down),
+            Command::RootExited(id) => self.serve(id, Session::root_exited),
+            Command::RootFailed(id, errno) => {
+                self.serve(id, |session, notifier| session.root_failed(errno, notifier))
+            }
+            Command::LauncherLost => {
+                let ids: Vec<_> = self.sessions.keys().copied().collect();
+                for id in ids {
+                    self.serve(id, Session::launcher_lost);
+                }
+            }
+            Command::Launcher(launcher) => {
+                if self.watch(&launcher).is_err() {
+                    launcher.lost();
+                }
+                self.launchers.push((launcher, REAP_TRIES));
+            }
+            Command::FlushLauncher => self.set(0, Instant::now() + RETRY, Alarm::Flush),
+        }
+    }
+
+    fn watch(&self, launcher: &Launcher) -> Result<(), Errno> {
+        self.shard.register(0, Role::Launcher, launcher.socket())
+    }
+
+    /// Runs one step of a session and does what follows from it.
+    fn serve(&mut self, id: RootId, step: impl FnOnce(&mut Session, &mut Notifier) -> After) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let notifier = &mut self.notifier;
+        let after = catch_unwind(AssertUnwindSafe(|| step(session, notifier)));
+        match after {
+            Ok(After::Wait) => {}
+            Ok(After::Alarm(delay, alarm)) => self.set(id, Instant::now() + delay, alarm),
+            Ok(After::Done) => drop(self.sessions.remove(&id)),
+            Err(_) => {
+                // The panic hook has printed the place. Dropping the session closes its sockets,
+                // which ends the tree.
+                if let Some(mut session) = self.sessions.remove(&id) {
+                    session.crashed(&mut self.notifier);
+                }
+            }
+        }
+    }
+
+    fn set(&mut self, id: RootId, at: Instant, alarm: Alarm) {
+        self.alarms.push(Reverse((at, id, alarm)));
+    }
+
+    fn ring(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse((at, id, alarm))) = self.alarms.peek().copied() {
+            if at > now {
+                return;
+            }
+            self.alarms.pop();
+            match alarm {
+                Alarm::Flush => {
+                    let left = self
+                        .launchers
+                        .iter()
+                        .any(|(launcher, _)| launcher.is_alive() && launcher.flush());
+                    if left {
+                        self.set(0, now + RETRY, Alarm::Flush);
+                    }
+                }
+                Alarm::Reap => self.reap_launchers(now),
+                alarm => self.serve(id, |session, notifier| session.alarm(alarm, notifier)),
+            }
+        }
+    }
+
+    fn launcher_readable(&mut self) {
+        let mut receiver = channel::Receiver::without_fds();
+        let mut lost = false;
+        for (launcher, _) in &self.launchers {
+            while launcher.is_alive() {
+                match receiver.recv::<FromLauncher>(launcher.socket().as_fd()) {
+                    Ok(Some(received)) => {
+                        launcher.note_heard();
+                        forward(received.message);
+                    }
+                    Err(error) if error.errno() == Errno::EAGAIN => break,
+                    Ok(None) | Err(_) => {
+                        launcher.lost();
+                        lost = true;
+                    }
+                }
+            }
+        }
+        if lost {
+            broadcast(|| Command::LauncherLost);
+            self.set(0, Instant::now() + REAP_PAUSE, Alarm::Reap);
+        }
+    }
+
+    fn reap_launchers(&mut self, now: Instant) {
+        self.launchers.retain_mut(|(launcher, tries)| {
+            if !launcher.is_alive() {
+                *tries = tries.saturating_sub(1);
+            }
+            launcher.is_alive() || (*tries > 0 && !launcher.reaped())
+        });
+        if self
+            .launchers
+            .iter()
+            .any(|(launcher, _)| !launcher.is_alive())
+        {
+            self.set(0, now + REAP_PAUSE, Alarm::Reap);
+        }
+    }
+}
+
+fn forward(message: FromLauncher) {
+    let (id, command) = match message {
+        FromLauncher::Exited { id } => (id, Command::RootExited(id)),
+        FromLauncher::ForkFailed { id, errno } => (id, Command::RootFailed(id, errno)),
+        FromLauncher::Hello { .. } => return,
+    };
+    if let Ok(shard) = shard(id) {
+        shard.command(command);
+    }
+}

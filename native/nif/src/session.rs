@@ -1,0 +1,460 @@
+//! One supervised program: the state machine that an I/O thread runs for it.
+//!
+//! Rules:
+//! 1. The owner gets exactly one of `:failed` and `:exit`, last, once the tree is gone.
+//! 2. The tree is gone when the supervisor reports the program's end; or, if the supervisor died,
+//!    when the launcher reports that; or, if the launcher died too, when both sockets have ended.
+//! 3. Everything that the program wrote is delivered first. A process that escaped and holds a
+//!    pipe is waited for [`ESCAPED_GRACE`] at most.
+//! 4. Reading takes credit, one per chunk; after the program's end it does not.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use rustler::{Atom, LocalPid, OwnedBinary, ResourceArc};
+use serde::de::DeserializeOwned;
+use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
+use stdio_protocol::message::{Escalation, Exit, FromRoot, FromTask, RootId, ToRoot, Usage};
+
+use crate::atoms;
+use crate::launcher::{Launcher, ANSWER_DEADLINE};
+use crate::notify::{Failure, Notifier, Tag};
+use crate::pipe::{Chunk, Output};
+use crate::reactor::Role;
+use crate::stream::{Handle, Shared};
+
+/// CONTRACT 6.2.
+const ESCAPED_GRACE: Duration = Duration::from_millis(100);
+/// A supervisor gives up on unkillable processes after 5 s; one that takes longer is stuck.
+const TEARDOWN_DEADLINE: Duration = Duration::from_secs(7);
+const RETRY: Duration = Duration::from_millis(2);
+
+/// What an I/O thread is woken for at a set time. `Flush` and `Reap` concern launchers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Alarm {
+    /// Nothing has been heard of the start.
+    Start,
+    /// The start message did not fit.
+    Send,
+    /// A pipe is still open after the end of the tree.
+    Escaped,
+    /// The supervisor should have ended its tree.
+    Stuck,
+    /// The launcher should have ended the supervisor.
+    Abandon,
+    Flush,
+    Reap,
+}
+
+/// What a step asks of the thread.
+pub enum After {
+    Wait,
+    Alarm(Duration, Alarm),
+    Done,
+}
+
+/// A start message that waits for room, with the descriptors that travel along.
+pub struct Unsent {
+    pub datagram: Datagram,
+    pub fds: Vec<OwnedFd>,
+}
+
+pub struct Session {
+    pub shared: Arc<Shared>,
+    /// Keeps the owner's monitor.
+    pub _handle: ResourceArc<Handle>,
+    pub launcher: Arc<Launcher>,
+    pub owner: LocalPid,
+    pub tag: Tag,
+    pub max_chunk: usize,
+    pub unsent: Option<Unsent>,
+    pub root: Option<OwnedFd>,
+    pub task: Option<OwnedFd>,
+    pub stdout: Option<Output>,
+    pub stderr: Option<Output>,
+    pub progress: Progress,
+}
+
+/// What is known so far.
+#[derive(Default)]
+pub struct Progress {
+    pid: Option<i32>,
+    started: bool,
+    failure: Option<Failure>,
+    exit: Option<(Exit, Usage)>,
+    /// The launcher has seen the supervisor's end, or has ended itself.
+    root_gone: bool,
+    /// The supervisor's socket has ended without a report.
+    lost: bool,
+    /// Nobody listens: the owner is dead.
+    orphaned: bool,
+    draining: bool,
+    stdout_bytes: u64,
+    stderr_bytes: u64,
+    spare: Option<OwnedBinary>,
+}
+
+impl Session {
+    pub fn id(&self) -> RootId {
+        self.shared.id
+    }
+
+    /// One of the session's descriptors is ready.
+    pub fn ready(&mut self, role: Role, notifier: &mut Notifier) -> After {
+        match role {
+            Role::Task => self.read_task(notifier),
+            Role::Root => self.read_root(),
+            Role::Stdout | Role::Stderr => self.read_output(role, notifier),
+            Role::Stdin => self.shared.stdin().flush(notifier),
+            Role::Wake | Role::Launcher => {}
+        }
+        self.settle(notifier)
+    }
+
+    pub fn resume(&mut self, notifier: &mut Notifier) -> After {
+        self.read_output(Role::Stdout, notifier);
+        self.read_output(Role::Stderr, notifier);
+        self.settle(notifier)
+    }
+
+    /// Asks the supervisor to end the program.
+    pub fn terminate(&mut self, escalation: Escalation, notifier: &mut Notifier) -> After {
+        if let Some(root) = &self.root {
+            if channel::send(root, &ToRoot::Terminate(escalation), &[]).is_err() {
+                // The end of the socket says the same, without words.
+                self.root = None;
+            }
+        }
+        match self.settle(notifier) {
+            After::Wait => {
+                let grace = Duration::from_millis(escalation.grace_ms);
+                After::Alarm(grace.saturating_add(TEARDOWN_DEADLINE), Alarm::Stuck)
+            }
+            other => other,
+        }
+    }
+
+    /// The supervisor kills its tree when its socket ends; the launcher tells when that is done.
+    pub fn owner_down(&mut self, notifier: &mut Notifier) -> After {
+        self.progress.orphaned = true;
+        self.root = None;
+        self.task = None;
+        self.unsent = None;
+        self.stdout = None;
+        self.stderr = None;
+        self.shared.stdin().fail(notifier);
+        match self.settle(notifier) {
+            After::Wait => After::Alarm(TEARDOWN_DEADLINE, Alarm::Stuck),
+            other => other,
+        }
+    }
+
+    pub fn root_exited(&mut self, notifier: &mut Notifier) -> After {
+        self.read_root();
+        self.progress.root_gone = true;
+        self.settle(notifier)
+    }
+
+    pub fn root_failed(&mut self, errno: i32, notifier: &mut Notifier) -> After {
+        self.fail(Failure::Supervisor { errno });
+        self.progress.root_gone = true;
+        self.settle(notifier)
+    }
+
+    pub fn launcher_lost(&mut self, notifier: &mut Notifier) -> After {
+        if self.launcher.is_alive() {
+            return After::Wait;
+        }
+        self.read_root();
+        // Supervisors end at the lifeline's end; their sockets tell when.
+        if self.root.is_none() {
+            self.progress.root_gone = true;
+        }
+        match self.settle(notifier) {
+            After::Wait => After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon),
+            other => other,
+        }
+    }
+
+    pub fn alarm(&mut self, alarm: Alarm, notifier: &mut Notifier) -> After {
+        match alarm {
+            Alarm::Start => return self.start_overdue(notifier),
+            Alarm::Send => return self.send_start(),
+            Alarm::Escaped => {
+                self.stdout = None;
+                self.stderr = None;
+            }
+            Alarm::Stuck => {
+                self.launcher.kill(self.id());
+                return After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon);
+            }
+            Alarm::Abandon => {
+                self.root = None;
+                self.progress.root_gone = true;
+            }
+            Alarm::Flush | Alarm::Reap => {}
+        }
+        self.settle(notifier)
+    }
+
+    /// The last resort of an I/O thread that has caught a panic.
+    pub fn crashed(&mut self, notifier: &mut Notifier) {
+        self.shared.stdin().fail(notifier);
+        let killed = (Exit::Signal(libc::SIGKILL), Usage::default());
+        self.progress.exit.get_or_insert(killed);
+        self.finish(notifier);
+    }
+
+    /// Sends the start message; retried while the socket, or the limit of descriptors in flight,
+    /// does not allow it.
+    pub fn send_start(&mut self) -> After {
+        let (Some(unsent), Some(root)) = (&self.unsent, &self.root) else {
+            return After::Wait;
+        };
+        let fds: Vec<_> = unsent.fds.iter().map(AsFd::as_fd).collect();
+        match unsent.datagram.send(root.as_fd(), &fds) {
+            Err(error) if is_busy(error.errno()) => return After::Alarm(RETRY, Alarm::Send),
+            // Sent; or the supervisor is dead, which its socket tells.
+            Ok(()) | Err(_) => self.unsent = None,
+        }
+        After::Wait
+    }
+
+    fn start_overdue(&mut self, notifier: &mut Notifier) -> After {
+        let answered = self.progress.pid.is_some() || self.progress.exit.is_some();
+        if answered || self.progress.failure.is_some() || self.progress.orphaned {
+            return After::Wait;
+        }
+        let silence = self.launcher.silence();
+        if silence < ANSWER_DEADLINE {
+            return After::Alarm(ANSWER_DEADLINE - silence, Alarm::Start);
+        }
+        self.fail(Failure::Supervisor {
+            errno: libc::ETIMEDOUT,
+        });
+        self.launcher.kill(self.id());
+        self.root = None;
+        self.settle_or(notifier, After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon))
+    }
+
+    fn settle_or(&mut self, notifier: &mut Notifier, otherwise: After) -> After {
+        match self.settle(notifier) {
+            After::Wait => otherwise,
+            other => other,
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        self.progress.failure.get_or_insert(failure);
+    }
+
+    fn read_task(&mut self, notifier: &mut Notifier) {
+        loop {
+            match receive::<FromTask>(&mut self.task, &self.launcher) {
+                Some(FromTask::Execing { pid }) => self.progress.pid = Some(pid),
+                Some(FromTask::Failed { stage, errno }) => {
+                    self.fail(Failure::Task { stage, errno });
+                }
+                None => break,
+            }
+        }
+        let Progress {
+            pid: Some(pid),
+            started: false,
+            failure: None,
+            orphaned: false,
+            ..
+        } = self.progress
+        else {
+            return;
+        };
+        if self.task.is_none() {
+            self.progress.started = true;
+            notifier.started(&self.owner, &self.tag, pid);
+        }
+    }
+
+    fn read_root(&mut self) {
+        while let Some(FromRoot::Exited { exit, usage, .. }) =
+            receive::<FromRoot>(&mut self.root, &self.launcher)
+        {
+            self.progress.exit = Some((exit, usage));
+        }
+    }
+
+    fn read_output(&mut self, role: Role, notifier: &mut Notifier) {
+        let (slot, name, bytes) = match role {
+            Role::Stdout => (
+                &mut self.stdout,
+                atoms::stdout(),
+                &mut self.progress.stdout_bytes,
+            ),
+            _ => (
+                &mut self.stderr,
+                atoms::stderr(),
+                &mut self.progress.stderr_bytes,
+            ),
+        };
+        let Some(output) = slot else {
+            return;
+        };
+        let mut target = Target {
+            notifier,
+            owner: &self.owner,
+            tag: &self.tag,
+            name,
+            bytes,
+        };
+        let draining = self.progress.draining;
+        loop {
+            if !draining && !self.shared.take_credit() {
+                return;
+            }
+            match output.read(self.max_chunk, &mut self.progress.spare) {
+                Chunk::Data(chunk, emptied) => {
+                    target.send(chunk);
+                    if emptied && !draining {
+                        return;
+                    }
+                }
+                Chunk::Empty => {
+                    self.shared.return_credit(draining);
+                    return;
+                }
+                Chunk::End => {
+                    self.shared.return_credit(draining);
+                    *slot = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What follows from what is known by now.
+    fn settle(&mut self, notifier: &mut Notifier) -> After {
+        if self.progress.root_gone || (self.root.is_none() && !self.launcher.is_alive()) {
+            // Rule 2: the status was lost with the supervisor.
+            let killed = (Exit::Signal(libc::SIGKILL), Usage::default());
+            if self.progress.failure.is_none() {
+                self.progress.exit.get_or_insert(killed);
+            }
+            self.progress.root_gone = true;
+        }
+        if self.progress.orphaned {
+            return match self.progress.root_gone {
+                true => After::Done,
+                false => After::Wait,
+            };
+        }
+        // The task has spoken, if it did, before its end was reported on the other socket.
+        if self.progress.exit.is_some() && self.task.is_some() {
+            self.read_task(notifier);
+        }
+        if self.progress.failure.is_some() {
+            let gone = self.progress.exit.is_some() || self.progress.root_gone;
+            // A supervisor that could not fork has no program whose end to report.
+            if gone || self.root.is_none() {
+                return self.finish(notifier);
+            }
+            return After::Wait;
+        }
+        let Some((exit, _)) = self.progress.exit else {
+            return self.wait_for_launcher();
+        };
+        if self.progress.pid.is_none() {
+            self.fail(Failure::DiedInSetup { exit });
+            return self.finish(notifier);
+        }
+        self.drain(notifier)
+    }
+
+    /// The supervisor died: the launcher kills what it left, and then tells.
+    fn wait_for_launcher(&mut self) -> After {
+        if self.root.is_some() || self.progress.lost {
+            return After::Wait;
+        }
+        self.progress.lost = true;
+        After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon)
+    }
+
+    /// The tree is gone: what its pipes still hold, then the end.
+    fn drain(&mut self, notifier: &mut Notifier) -> After {
+        let first = !self.progress.draining;
+        self.progress.draining = true;
+        for output in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
+            output.bound();
+        }
+        self.read_output(Role::Stdout, notifier);
+        self.read_output(Role::Stderr, notifier);
+        if self.stdout.is_none() && self.stderr.is_none() {
+            return self.finish(notifier);
+        }
+        if first {
+            return After::Alarm(ESCAPED_GRACE, Alarm::Escaped);
+        }
+        After::Wait
+    }
+
+    fn finish(&mut self, notifier: &mut Notifier) -> After {
+        let written = {
+            let mut stdin = self.shared.stdin();
+            stdin.fail(notifier);
+            stdin.written()
+        };
+        match (self.progress.failure, self.progress.exit) {
+            (Some(failure), _) => notifier.failed(&self.owner, &self.tag, failure),
+            (None, Some((exit, usage))) => {
+                let bytes = (
+                    written,
+                    self.progress.stdout_bytes,
+                    self.progress.stderr_bytes,
+                );
+                notifier.exited(&self.owner, &self.tag, exit, &usage, bytes);
+            }
+            (None, None) => {}
+        }
+        self.shared.closed.store(true, Ordering::Release);
+        After::Done
+    }
+}
+
+/// Where chunks of one stream go.
+struct Target<'a> {
+    notifier: &'a mut Notifier,
+    owner: &'a LocalPid,
+    tag: &'a Tag,
+    name: Atom,
+    bytes: &'a mut u64,
+}
+
+impl Target<'_> {
+    fn send(&mut self, chunk: OwnedBinary) {
+        *self.bytes += chunk.len() as u64;
+        self.notifier.chunk(self.owner, self.tag, self.name, chunk);
+    }
+}
+
+/// The next message; `None` if there is none yet, or the peer is gone (then the socket is closed).
+fn receive<T: DeserializeOwned>(socket: &mut Option<OwnedFd>, launcher: &Launcher) -> Option<T> {
+    let fd = socket.as_ref()?.as_fd();
+    match RECEIVER.with_borrow_mut(|receiver| receiver.recv(fd)) {
+        Ok(Some(received)) => {
+            launcher.note_heard();
+            Some(received.message)
+        }
+        Err(error) if error.errno() == Errno::EAGAIN => None,
+        // The end; or a peer that makes no sense, which is treated as one.
+        Ok(None) | Err(_) => {
+            *socket = None;
+            None
+        }
+    }
+}
+
+thread_local! {
+    static RECEIVER: std::cell::RefCell<Receiver> =
+        std::cell::RefCell::new(Receiver::without_fds());
+}

@@ -1,0 +1,347 @@
+//! One supervised program as Elixir holds it: `spawn`, `write`, `kill`, and what goes with them.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::{open, OFlag};
+use nix::sys::stat::Mode;
+use nix::unistd::geteuid;
+use rustler::{
+    Atom, Binary, Encoder, Env, LocalPid, Monitor, Reference, Resource, ResourceArc, Term,
+};
+use stdio_protocol::channel::{self, Datagram};
+use stdio_protocol::message::{Escalation, RootId, ToRoot};
+use stdio_protocol::value::BadArgument;
+
+use crate::launcher::{self, Launcher};
+use crate::notify::{Tag, Waiter};
+use crate::pipe::{Output, Stdin, Written};
+use crate::reactor::{self, Command, Role, Shard};
+use crate::session::{Progress, Session, Unsent};
+use crate::spec::{errno_atom, BadStep, Spec, StderrMode, StdinMode};
+use crate::{atoms, fd};
+
+/// What a program's handle and its session have in common.
+pub struct Shared {
+    pub id: RootId,
+    shard: Arc<Shard>,
+    stdin: Mutex<Stdin>,
+    /// Chunks that may be sent before more is granted.
+    credit: AtomicI64,
+    /// Set by the I/O thread when it stopped reading for lack of credit.
+    paused: AtomicBool,
+    /// The terminal event has been sent.
+    pub closed: AtomicBool,
+}
+
+impl Shared {
+    pub fn stdin(&self) -> MutexGuard<'_, Stdin> {
+        self.stdin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the I/O thread write what is queued.
+    fn watch_stdin(&self, stdin: &mut Stdin) -> Result<(), Errno> {
+        if let Some(fd) = stdin.unwatched() {
+            return self.shard.register(self.id, Role::Stdin, fd.as_fd());
+        }
+        // The pipe may have room left, and then no event comes.
+        if stdin.stopped_early() {
+            self.shard.command(Command::Stdin(self.id));
+        }
+        Ok(())
+    }
+
+    /// Takes credit for one chunk; without any, notes that reading has to be resumed.
+    pub fn take_credit(&self) -> bool {
+        loop {
+            if self.credit.fetch_sub(1, Ordering::AcqRel) > 0 {
+                return true;
+            }
+            self.credit.fetch_add(1, Ordering::AcqRel);
+            self.paused.store(true, Ordering::Release);
+            // Granted in between: whoever clears the flag reads on.
+            if self.credit.load(Ordering::Acquire) <= 0
+                || !self.paused.swap(false, Ordering::AcqRel)
+            {
+                return false;
+            }
+        }
+    }
+
+    /// Nothing was read for it.
+    pub fn return_credit(&self, draining: bool) {
+        if !draining {
+            self.credit.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn grant(&self, chunks: i64) {
+        self.credit.fetch_add(chunks, Ordering::AcqRel);
+        if self.paused.swap(false, Ordering::AcqRel) {
+            self.shard.command(Command::Resume(self.id));
+        }
+    }
+}
+
+/// The resource.
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Resource for Handle {
+    const IMPLEMENTS_DOWN: bool = true;
+
+    /// The owner died. Only enqueues: this runs on a scheduler.
+    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
+        let shared = &self.shared;
+        shared.shard.command(Command::OwnerDown(shared.id));
+    }
+}
+
+/// Both ends of everything that a program is connected by.
+struct Connections {
+    root: OwnedFd,
+    root_peer: OwnedFd,
+    task: OwnedFd,
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+    /// In the order of the start message: task socket, stdin, stdout, stderr.
+    program: Vec<OwnedFd>,
+}
+
+impl Connections {
+    fn new(spec: &Spec<'_>) -> Result<Self, Errno> {
+        let (root, root_peer) = channel::pair()?;
+        let (task, task_peer) = channel::pair()?;
+        let null = || {
+            open(
+                c"/dev/null",
+                OFlag::O_RDWR | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            )
+        };
+        let (stdin_end, stdin) = match spec.stdin {
+            StdinMode::Pipe => {
+                let (read, write) = fd::pipe()?;
+                (read, Some(ours(write)?))
+            }
+            StdinMode::Null => (null()?, None),
+        };
+        let (stdout, stdout_end) = fd::pipe()?;
+        let (stderr, stderr_end) = match spec.stderr {
+            StderrMode::Separate => {
+                let (read, write) = fd::pipe()?;
+                (Some(ours(read)?), write)
+            }
+            StderrMode::Stdout => (None, stdout_end.try_clone().map_err(|_| Errno::EMFILE)?),
+            StderrMode::Null => (None, null()?),
+        };
+        let pipes = [
+            (&stdin_end, spec.stdin == StdinMode::Pipe),
+            (&stdout_end, true),
+            (&stderr_end, spec.stderr == StderrMode::Separate),
+        ];
+        if geteuid().is_root() {
+            for (end, _) in pipes.iter().filter(|(_, is_pipe)| *is_pipe) {
+                fd::open_to_all(end)?;
+            }
+        }
+        Ok(Self {
+            root: fd::keep_out_of_the_way(root),
+            root_peer,
+            task,
+            stdin,
+            stdout: ours(stdout)?,
+            stderr,
+            program: vec![task_peer, stdin_end, stdout_end, stderr_end],
+        })
+    }
+}
+
+/// An end that the BEAM keeps as long as the program lives.
+fn ours(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+    fd::nonblocking(&fd)?;
+    Ok(fd::keep_out_of_the_way(fd))
+}
+
+/// Starts a program for the calling process, which becomes its owner. `{:ok, handle}`; what
+/// becomes of it is told by messages `{ref, …}`, see `notify`.
+///
+/// `{:error, :launcher}`: there is none, launch it. `{:error, posix}`.
+/// `{:error, {:step, index, :undef | :enotsup | {:badarg, position}}}`.
+#[rustler::nif]
+fn spawn<'a>(env: Env<'a>, spec: Spec<'a>, reference: Reference<'a>, credit: i64) -> Term<'a> {
+    spawn_program(env, &spec, reference, credit)
+}
+
+/// The same for arguments and environments that take a while to copy.
+#[rustler::nif(schedule = "DirtyIo")]
+fn spawn_large<'a>(
+    env: Env<'a>,
+    spec: Spec<'a>,
+    reference: Reference<'a>,
+    credit: i64,
+) -> Term<'a> {
+    spawn_program(env, &spec, reference, credit)
+}
+
+fn spawn_program<'a>(
+    env: Env<'a>,
+    spec: &Spec<'a>,
+    reference: Reference<'a>,
+    credit: i64,
+) -> Term<'a> {
+    let start = match spec.start(env) {
+        Ok(start) => start,
+        Err(BadStep { index, reason }) => {
+            let reason = match reason {
+                BadArgument::Type(position) => (atoms::badarg(), position).encode(env),
+                BadArgument::UnknownConstant(_) => atoms::enotsup().encode(env),
+                BadArgument::Undefined => atoms::undef().encode(env),
+            };
+            return (atoms::error(), (atoms::step(), index, reason)).encode(env);
+        }
+    };
+    let Some(launcher) = launcher::current() else {
+        return (atoms::error(), atoms::launcher()).encode(env);
+    };
+    let started = Datagram::new(&ToRoot::Start(Box::new(start)))
+        .map_err(|error| error.errno())
+        .and_then(|datagram| {
+            let connections = Connections::new(spec)?;
+            let owner = Owner {
+                env,
+                tag: Tag::new(reference),
+                credit,
+                max_chunk: spec.max_chunk,
+            };
+            connect(owner, launcher, datagram, connections)
+        });
+    match started {
+        Ok(handle) => (atoms::ok(), handle).encode(env),
+        Err(Errno::EPIPE | Errno::ECONNRESET) => (atoms::error(), atoms::launcher()).encode(env),
+        Err(errno) => (atoms::error(), errno_atom(env, errno as i32)).encode(env),
+    }
+}
+
+struct Owner<'a> {
+    env: Env<'a>,
+    tag: Tag,
+    credit: i64,
+    max_chunk: usize,
+}
+
+/// Everything is announced and registered before the launcher hears of it; if the launcher
+/// cannot be told, the session is taken back.
+fn connect(
+    owner: Owner<'_>,
+    launcher: Arc<Launcher>,
+    datagram: Datagram,
+    connections: Connections,
+) -> Result<ResourceArc<Handle>, Errno> {
+    let id = reactor::next_id();
+    let shard = reactor::shard(id)?;
+    let shared = Arc::new(Shared {
+        id,
+        shard: shard.clone(),
+        stdin: Mutex::new(Stdin::new(connections.stdin)),
+        credit: AtomicI64::new(owner.credit),
+        paused: AtomicBool::new(false),
+        closed: AtomicBool::new(false),
+    });
+    let handle = ResourceArc::new(Handle {
+        shared: shared.clone(),
+    });
+    let pid = owner.env.pid();
+    if handle.monitor(Some(owner.env), &pid).is_none() {
+        return Err(Errno::ESRCH);
+    }
+    shard.register(id, Role::Root, &connections.root)?;
+    shard.register(id, Role::Task, &connections.task)?;
+    shard.register(id, Role::Stdout, &connections.stdout)?;
+    if let Some(stderr) = &connections.stderr {
+        shard.register(id, Role::Stderr, stderr)?;
+    }
+    let mut session = Session {
+        shared,
+        _handle: handle.clone(),
+        launcher: launcher.clone(),
+        owner: pid,
+        tag: owner.tag,
+        max_chunk: owner.max_chunk,
+        unsent: Some(Unsent {
+            datagram,
+            fds: connections.program,
+        }),
+        root: Some(connections.root),
+        task: Some(connections.task),
+        stdout: Some(Output::new(connections.stdout)),
+        stderr: connections.stderr.map(Output::new),
+        progress: Progress::default(),
+    };
+    // What did not fit is sent by the I/O thread.
+    let _ = session.send_start();
+    shard.command(Command::Add(Box::new(session)));
+    if let Err(errno) = launcher.fork(id, connections.root_peer) {
+        shard.command(Command::OwnerDown(id));
+        return Err(errno);
+    }
+    Ok(handle)
+}
+
+/// `:ok` when all is written or queued; `:wait`: `{ref, :written}` or `{ref, {:error, :epipe}}`
+/// will come; `{:error, :epipe}`.
+#[rustler::nif]
+fn write<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    data: Binary<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    let shared = &handle.shared;
+    let mut stdin = shared.stdin();
+    let written = stdin.write(data, || Waiter {
+        pid: env.pid(),
+        tag: Tag::new(reference),
+    });
+    if stdin.is_pending() && shared.watch_stdin(&mut stdin).is_err() {
+        return (atoms::error(), atoms::epipe()).encode(env);
+    }
+    match written {
+        Written::Done => atoms::ok().encode(env),
+        Written::Waiting => atoms::wait().encode(env),
+        Written::Closed => (atoms::error(), atoms::epipe()).encode(env),
+    }
+}
+
+/// Closes stdin once everything accepted is written. `{:error, :ebadf}`: it was closed already.
+#[rustler::nif]
+fn close_stdin<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
+    if handle.shared.stdin().close() {
+        atoms::ok().encode(env)
+    } else {
+        (atoms::error(), atoms::ebadf()).encode(env)
+    }
+}
+
+/// Grants credit for `chunks` more chunks.
+#[rustler::nif]
+fn credit(handle: ResourceArc<Handle>, chunks: i64) -> Atom {
+    handle.shared.grant(chunks);
+    atoms::ok()
+}
+
+/// Ends the program: `signal`, and after `grace_ms` SIGKILL to its tree. The terminal event tells
+/// when it is done.
+#[rustler::nif]
+fn kill(handle: ResourceArc<Handle>, signal: i32, grace_ms: u64) -> Atom {
+    let shared = &handle.shared;
+    let escalation = Escalation { signal, grace_ms };
+    shared
+        .shard
+        .command(Command::Terminate(shared.id, escalation));
+    atoms::ok()
+}

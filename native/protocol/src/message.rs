@@ -1,0 +1,172 @@
+//! The messages. One datagram is one message; the enums are closed and derive their codec.
+//!
+//! | socket | towards the helper | towards the NIF |
+//! |---|---|---|
+//! | the launcher's (its fd 0) | [`ToLauncher`] | [`FromLauncher`] |
+//! | a root's (one per supervisor) | [`ToRoot`] | [`FromRoot`] |
+//! | a task's | – | [`FromTask`] |
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::call::Call;
+use crate::value::Limit;
+
+/// Names one root process, and the stream it serves, for the life of the launcher.
+pub type RootId = u64;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToLauncher {
+    /// The first message. `nofile` is the descriptor limit that the BEAM was started with:
+    /// programs get it, whatever the BEAM has raised its own to.
+    Hello { version: ByteBuf, nofile: Limit },
+    /// Fork a root process. Descriptors: its control socket.
+    Fork { id: RootId },
+    /// SIGKILL a root that no longer answers; its tree becomes the launcher's to kill.
+    Kill { id: RootId },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromLauncher {
+    Hello {
+        version: ByteBuf,
+    },
+    ForkFailed {
+        id: RootId,
+        errno: i32,
+    },
+    /// Sent after the orphans that the root left, if any, are dead too.
+    Exited {
+        id: RootId,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToRoot {
+    /// Start the program. Descriptors: the task's control socket, its stdin, stdout, stderr.
+    Start(Box<Start>),
+    /// End the program: the signal to its process group, SIGKILL to the tree after the grace.
+    Terminate(Escalation),
+}
+
+/// A kill escalation: `signal` first; if that is not SIGKILL, SIGKILL to all after `grace_ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Escalation {
+    pub signal: i32,
+    pub grace_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    pub plan: Plan,
+    /// Time from exec to `escalation`.
+    pub timeout_ms: Option<u64>,
+    pub escalation: Escalation,
+}
+
+/// Everything that happens between fork and exec, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub namespaces: Namespaces,
+    pub steps: Vec<Step>,
+    pub exec: Exec,
+}
+
+/// Namespaces that the task is born into. namespaces(7)
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespaces {
+    pub net: bool,
+    pub pid: bool,
+    /// A user namespace with the caller's own ids mapped to themselves, where the helper has
+    /// no privilege to make the others without one.
+    pub user_if_unprivileged: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub call: Call,
+    /// errno values that count as success.
+    pub ignore: Vec<i32>,
+    /// False: any error counts as success.
+    pub errexit: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    pub file: ByteBuf,
+    pub argv: Vec<ByteBuf>,
+    /// `KEY=value` each.
+    pub env: Vec<ByteBuf>,
+    /// Look `file` up along the PATH of `env`.
+    pub search: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromRoot {
+    /// The program ended and nothing of its tree is left (`survivors` counts what could not be
+    /// killed within the deadline: processes of another user behind a setuid program).
+    Exited {
+        exit: Exit,
+        usage: Usage,
+        survivors: u32,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromTask {
+    /// The last message before execve; end of file after it means that the program runs.
+    /// `pid` is the process id as the root sees it.
+    Execing {
+        pid: i32,
+    },
+    Failed {
+        stage: Stage,
+        errno: i32,
+    },
+}
+
+/// Where a start failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    Fork,
+    /// Descriptors, user namespace maps: what the helper does by itself around the plan.
+    Setup,
+    /// The step with this index.
+    Step(u32),
+    Exec,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    Status(u8),
+    Signal(i32),
+}
+
+/// What the program and its reaped descendants used. getrusage(2)
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub utime_us: u64,
+    pub stime_us: u64,
+    pub maxrss_kib: u64,
+    pub minflt: u64,
+    pub majflt: u64,
+    pub inblock: u64,
+    pub oublock: u64,
+    pub nvcsw: u64,
+    pub nivcsw: u64,
+}
+
+impl Usage {
+    /// Sums, and the larger of the two peaks, as the kernel does for waited-for children.
+    pub fn add(&mut self, other: &Self) {
+        self.utime_us += other.utime_us;
+        self.stime_us += other.stime_us;
+        self.maxrss_kib = self.maxrss_kib.max(other.maxrss_kib);
+        self.minflt += other.minflt;
+        self.majflt += other.majflt;
+        self.inblock += other.inblock;
+        self.oublock += other.oublock;
+        self.nvcsw += other.nvcsw;
+        self.nivcsw += other.nivcsw;
+    }
+}

@@ -1,0 +1,112 @@
+//! Finding and killing the processes of a tree.
+//!
+//! Rules:
+//! 1. A direct child that has not been reaped is signalled by its pid: the number cannot be
+//!    given to anybody else meanwhile.
+//! 2. Any other process is signalled through a pidfd, and only if, once the pidfd is open, its
+//!    parent is a process of the tree: a stranger that was given the number has another parent.
+//! 3. The caller is a subreaper, so what escapes one pass (a fork that races with the walk) is a
+//!    child of the caller in the next. `ECHILD` from wait means that the tree is empty.
+
+use std::collections::{HashMap, HashSet};
+
+use nix::unistd::{getpid, Pid};
+
+use crate::sys;
+
+/// Sends the signal once to every descendant of this process; returns how many were found.
+pub fn signal_descendants(signal: i32) -> usize {
+    let me = getpid();
+    let tree = Tree::walk(me);
+    for pid in &tree.direct {
+        // Ended ones and setuid programs of others: the next pass or the deadline sees to them.
+        let _ = sys::kill(pid.as_raw(), signal);
+    }
+    for pid in &tree.deeper {
+        signal_deeper(*pid, signal, &tree);
+    }
+    tree.direct.len() + tree.deeper.len()
+}
+
+/// SIGKILLs the direct children that are not in `spared`; returns how many there were.
+pub fn kill_children_except(spared: impl Fn(Pid) -> bool) -> usize {
+    let mut found = 0;
+    for orphan in children_of(getpid())
+        .into_iter()
+        .filter(|pid| !spared(*pid))
+    {
+        let _ = sys::kill(orphan.as_raw(), libc::SIGKILL);
+        found += 1;
+    }
+    found
+}
+
+struct Tree {
+    root: Pid,
+    direct: Vec<Pid>,
+    deeper: Vec<Pid>,
+    all: HashSet<Pid>,
+}
+
+impl Tree {
+    fn walk(root: Pid) -> Self {
+        let lookup = Lookup::new(root);
+        let direct = lookup.children(root);
+        let mut tree = Self {
+            root,
+            all: direct.iter().copied().collect(),
+            direct,
+            deeper: Vec::new(),
+        };
+        let mut next = tree.direct.clone();
+        while let Some(pid) = next.pop() {
+            for child in lookup.children(pid) {
+                if tree.all.insert(child) {
+                    tree.deeper.push(child);
+                    next.push(child);
+                }
+            }
+        }
+        tree
+    }
+}
+
+fn signal_deeper(pid: Pid, signal: i32, tree: &Tree) {
+    let Ok(pidfd) = sys::pidfd_open(pid) else {
+        return;
+    };
+    let ours = |parent| parent == tree.root || tree.all.contains(&parent);
+    if sys::parent(pid).is_some_and(ours) {
+        let _ = sys::pidfd_send_signal(&pidfd, signal);
+    }
+}
+
+fn children_of(pid: Pid) -> Vec<Pid> {
+    Lookup::new(pid).children(pid)
+}
+
+/// Where the kernel has no `children` files, one walk over all of /proc stands for them.
+enum Lookup {
+    Files,
+    Snapshot(HashMap<Pid, Vec<Pid>>),
+}
+
+impl Lookup {
+    fn new(root: Pid) -> Self {
+        if sys::children(root).is_some() {
+            return Self::Files;
+        }
+        let mut children: HashMap<_, Vec<_>> = HashMap::new();
+        for (pid, parent) in sys::parents() {
+            children.entry(parent).or_default().push(pid);
+        }
+        Self::Snapshot(children)
+    }
+
+    fn children(&self, pid: Pid) -> Vec<Pid> {
+        match self {
+            Self::Files => sys::children(pid).unwrap_or_default(),
+            Self::Snapshot(children) => children.get(&pid).cloned().unwrap_or_default(),
+        }
+    }
+}

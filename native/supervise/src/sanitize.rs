@@ -1,0 +1,79 @@
+//! The state that the helper puts itself in before it reads anything.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::fcntl::{open, OFlag};
+use nix::sys::prctl;
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{getsockopt, sockopt, AddressFamily, SockType, SockaddrLike};
+use nix::sys::stat::Mode;
+use nix::unistd::{geteuid, getuid, setgroups, setresgid, setresuid, Gid, Uid};
+
+use crate::sys;
+
+/// Everything that can be blocked is, and read from a signalfd instead: a supervisor forwards
+/// signals, it does not die of them. The launcher ends when its socket does, not by a signal, so
+/// that a service manager's SIGTERM to all cannot cost the trees their supervisor.
+pub fn block_signals() {
+    SigSet::all()
+        .thread_set_mask()
+        .unwrap_or_else(|errno| sys::die("sigprocmask", errno));
+}
+
+/// Where the blocked signals are read. It reports those of whichever process reads it, so
+/// supervisors use the one they inherit (signalfd(2), "fork(2) semantics"; with poll, not epoll).
+pub fn signal_descriptor() -> SignalFd {
+    SignalFd::with_flags(
+        &SigSet::all(),
+        SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
+    )
+    .unwrap_or_else(|errno| sys::die("signalfd", errno))
+}
+
+/// A closed descriptor among 0-2 would be given to the next thing opened, and written to.
+pub fn standard_descriptors() {
+    while let Ok(fd) = open(c"/dev/null", OFlag::O_RDWR, Mode::empty()) {
+        if fd.as_raw_fd() > 2 {
+            return;
+        }
+        std::mem::forget(fd);
+    }
+}
+
+/// With the setuid bit only the effective id is root's: the caller's groups and real id go, so
+/// that nobody but root can signal or inspect the helper.
+pub fn become_real_root() {
+    if !geteuid().is_root() || getuid().is_root() {
+        return;
+    }
+    let root = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[])
+        .and_then(|()| setresgid(root.1, root.1, root.1))
+        .and_then(|()| setresuid(root.0, root.0, root.0))
+        .unwrap_or_else(|errno| sys::die("setresuid", errno));
+}
+
+/// Non-dumpable: a program of the same user can neither read the helper's memory nor take its
+/// descriptors (ptrace(2), pidfd_getfd(2)).
+pub fn refuse_inspection() {
+    prctl::set_dumpable(false).unwrap_or_else(|errno| sys::die("prctl(PR_SET_DUMPABLE)", errno));
+}
+
+/// Forked children of a threaded process may not allocate; ours do.
+pub fn assert_single_threaded() {
+    if let Ok(threads) = std::fs::read_dir("/proc/self/task") {
+        assert_eq!(threads.count(), 1, "the helper must have one thread");
+    }
+}
+
+/// fd 0, if it is what the NIF passes.
+pub fn control_socket() -> Option<OwnedFd> {
+    let control = sys::own_stdin();
+    let kind = getsockopt(&control, sockopt::SockType).ok()?;
+    let family =
+        nix::sys::socket::getsockname::<nix::sys::socket::SockaddrStorage>(control.as_raw_fd())
+            .ok()?
+            .family();
+    (kind == SockType::SeqPacket && family == Some(AddressFamily::Unix)).then_some(control)
+}

@@ -1,0 +1,344 @@
+//! Linux: clone3, wait4, pidfds, /proc.
+
+use std::convert::Infallible;
+use std::ffi::{c_int, c_long, c_uint, CStr, CString};
+use std::io::Write;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::ptr;
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use stdio_protocol::message::{Exit, Namespaces, Usage};
+use stdio_protocol::value::Limit;
+
+/// Ends this process with the protocol's status after saying why on fd 2.
+pub fn die(call: &str, errno: Errno) -> ! {
+    let _ = writeln!(std::io::stderr(), "stdio-supervise: {call}: {errno}");
+    exit(2)
+}
+
+/// _exit(2): no atexit handler of the parent's runs in a forked child.
+pub fn exit(status: i32) -> ! {
+    // SAFETY: _exit(2) has no precondition.
+    unsafe { libc::_exit(status) }
+}
+
+/// Sets every signal that allows it to its default action. rt_sigaction(2) itself, as the C
+/// library refuses to touch two signals of its own, which a parent may have left ignored too.
+pub fn default_dispositions() {
+    const SIGNALS: c_int = 64;
+    // handler SIG_DFL (0), no flags, no restorer, empty mask.
+    let default = [0_u64; 4];
+    let set_size = usize::try_from(SIGNALS / 8).unwrap_or_default();
+    for signal in 1..=SIGNALS {
+        // SAFETY: the array is as large as the kernel's struct sigaction on every architecture
+        // (handler, flags, restorer where there is one, 64-bit mask), and SIG_DFL installs no
+        // handler. The calls for SIGKILL and SIGSTOP fail, which is right.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<u64>(),
+                set_size,
+            )
+        };
+    }
+}
+
+pub fn clear_environment() {
+    // SAFETY: single-threaded (asserted at start): nobody reads the environment meanwhile.
+    unsafe { libc::clearenv() };
+}
+
+/// Closes every descriptor from `first` on. close_range(2), Linux 5.9
+pub fn close_from(first: c_uint) {
+    // SAFETY: closing by number cannot touch memory; the callers own no OwnedFd at or above
+    // `first` which is used or dropped afterwards.
+    let result = unsafe { libc::close_range(first, c_uint::MAX, 0) };
+    if result == -1 {
+        die("close_range", Errno::last());
+    }
+}
+
+/// The two sides of a fork.
+pub enum Fork {
+    Parent(Pid),
+    Child,
+}
+
+/// Whether this helper makes a user namespace for what it has no privilege for.
+pub fn needs_user_namespace(namespaces: Namespaces) -> bool {
+    namespaces.user_if_unprivileged && !nix::unistd::geteuid().is_root()
+}
+
+/// clone3(2), Linux 5.3, with SIGCHLD and new namespaces.
+///
+/// The raw call skips the C library's fork handlers. The process has one thread, so its
+/// allocator cannot be caught in the middle, and the child may allocate.
+pub fn fork(namespaces: Namespaces) -> Result<Fork, Errno> {
+    let mut flags = 0;
+    if namespaces.net {
+        flags |= libc::CLONE_NEWNET;
+    }
+    if namespaces.pid {
+        flags |= libc::CLONE_NEWPID;
+    }
+    if needs_user_namespace(namespaces) {
+        flags |= libc::CLONE_NEWUSER;
+    }
+    // SAFETY: clone_args is plain data; zero means "not used" for every field.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = u64::from(flags.unsigned_abs());
+    args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    // SAFETY: no CLONE_VM and no stack: the child gets a copy of the address space, as with
+    // fork(2); `args` outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            ptr::from_mut(&mut args),
+            std::mem::size_of::<libc::clone_args>(),
+        )
+    };
+    match c_int::try_from(Errno::result(result)?) {
+        Ok(0) => Ok(Fork::Child),
+        Ok(pid) => Ok(Fork::Parent(Pid::from_raw(pid))),
+        Err(_) => Err(Errno::EOVERFLOW),
+    }
+}
+
+/// An ended child.
+pub struct Ended {
+    pub pid: Pid,
+    pub exit: Exit,
+    pub usage: Usage,
+}
+
+/// wait4(2) for any child, without waiting. `Ok(None)`: none has ended; `ECHILD`: there is none.
+pub fn wait_any() -> Result<Option<Ended>, Errno> {
+    let mut status = 0;
+    // SAFETY: rusage is plain data, and all zero is a value of it.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    loop {
+        // SAFETY: both out-pointers are valid for the call.
+        let pid = unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, &mut usage) };
+        return match Errno::result(pid) {
+            Ok(0) => Ok(None),
+            Ok(pid) => Ok(Some(Ended {
+                pid: Pid::from_raw(pid),
+                exit: exit_of(status),
+                usage: usage_of(&usage),
+            })),
+            Err(Errno::EINTR) => continue,
+            Err(errno) => Err(errno),
+        };
+    }
+}
+
+fn exit_of(status: c_int) -> Exit {
+    if libc::WIFSIGNALED(status) {
+        Exit::Signal(libc::WTERMSIG(status))
+    } else {
+        Exit::Status(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX))
+    }
+}
+
+fn usage_of(usage: &libc::rusage) -> Usage {
+    let count = |value: c_long| u64::try_from(value).unwrap_or(0);
+    let micros = |time: libc::timeval| count(time.tv_sec) * 1_000_000 + count(time.tv_usec);
+    Usage {
+        utime_us: micros(usage.ru_utime),
+        stime_us: micros(usage.ru_stime),
+        maxrss_kib: count(usage.ru_maxrss),
+        minflt: count(usage.ru_minflt),
+        majflt: count(usage.ru_majflt),
+        inblock: count(usage.ru_inblock),
+        oublock: count(usage.ru_oublock),
+        nvcsw: count(usage.ru_nvcsw),
+        nivcsw: count(usage.ru_nivcsw),
+    }
+}
+
+/// NULL-terminated arrays for execve(2), built before the fork.
+pub struct Vector {
+    _strings: Vec<CString>,
+    pointers: Vec<*const libc::c_char>,
+}
+
+impl Vector {
+    pub fn new(strings: Vec<CString>) -> Self {
+        let pointers = strings
+            .iter()
+            .map(|string| string.as_ptr())
+            .chain([ptr::null()])
+            .collect();
+        Self {
+            // A CString's bytes are on the heap and do not move with it.
+            _strings: strings,
+            pointers,
+        }
+    }
+}
+
+/// execve(2). Returns only on failure.
+pub fn execve(file: &CStr, argv: &Vector, env: &Vector) -> Result<Infallible, Errno> {
+    // SAFETY: `file` is NUL-terminated; both arrays end with NULL and point to strings that the
+    // vectors own.
+    unsafe { libc::execve(file.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
+    Err(Errno::last())
+}
+
+/// setpriority(2)
+pub fn setpriority(which: i32, who: u32, priority: i32) -> Result<(), Errno> {
+    let which = c_uint::try_from(which).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: takes numbers only.
+    Errno::result(unsafe { libc::setpriority(which, who, priority) }).map(drop)
+}
+
+/// setrlimit(2)
+pub fn setrlimit(resource: i32, limit: Limit) -> Result<(), Errno> {
+    let resource = c_uint::try_from(resource).map_err(|_| Errno::EINVAL)?;
+    let limit = libc::rlimit {
+        rlim_cur: limit.cur,
+        rlim_max: limit.max,
+    };
+    // SAFETY: `limit` is valid for the call.
+    Errno::result(unsafe { libc::setrlimit(resource, &limit) }).map(drop)
+}
+
+/// pidfd_open(2), Linux 5.3
+pub fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes numbers only.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    let fd = c_int::try_from(fd).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the kernel has just given this number to us (close-on-exec always).
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// pidfd_send_signal(2), Linux 5.1
+pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> Result<(), Errno> {
+    // SAFETY: a NULL siginfo means "as kill(2) would fill it"; the rest are numbers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// kill(2) with a raw number, real-time signals included. `pid` may name a group (negative).
+///
+/// Only for children that this process has not reaped, or groups which such a child leads.
+pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: takes numbers only.
+    Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Direct children, from `/proc/PID/task/*/children` (CONFIG_PROC_CHILDREN), in the order that
+/// the kernel gives. `None` where the file does not exist.
+pub fn children(pid: Pid) -> Option<Vec<Pid>> {
+    let mut found = Vec::new();
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))
+        .ok()?
+        .flatten()
+    {
+        let list = std::fs::read_to_string(thread.path().join("children")).ok()?;
+        found.extend(list.split_ascii_whitespace().filter_map(parse_pid));
+    }
+    Some(found)
+}
+
+/// Every process and its parent, from `/proc/PID/stat`: the slow way, for kernels without
+/// `children` files.
+pub fn parents() -> Vec<(Pid, Pid)> {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| parse_pid(entry.file_name().to_str()?))
+        .filter_map(|pid| Some((pid, parent(pid)?)))
+        .collect()
+}
+
+/// The parent's pid, from `/proc/PID/stat` field 4. The name before it may hold anything,
+/// parentheses too, so it is read from the last one on.
+pub fn parent(pid: Pid) -> Option<Pid> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let rest = std::str::from_utf8(&stat[after_name..]).ok()?;
+    parse_pid(rest.split_ascii_whitespace().nth(1)?)
+}
+
+fn parse_pid(text: &str) -> Option<Pid> {
+    text.parse().ok().map(Pid::from_raw)
+}
+
+/// Whether the process has a handler for the signal: bit `signal - 1` of SigCgt in
+/// `/proc/PID/status`, proc(5).
+pub fn catches(pid: Pid, signal: i32) -> bool {
+    let caught = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let mask = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigCgt:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    match (caught(), u32::try_from(signal)) {
+        (Some(mask), Ok(signal @ 1..=64)) => mask & (1 << (signal - 1)) != 0,
+        _ => false,
+    }
+}
+
+/// Maps the ids that the task had outside to themselves inside its new user namespace.
+/// user_namespaces(7): setgroups must be denied before an unprivileged gid_map.
+pub fn map_own_ids(uid: u32, gid: u32) -> Result<(), Errno> {
+    let write = |file: &str, text: String| {
+        std::fs::write(format!("/proc/self/{file}"), text)
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+    };
+    write("setgroups", "deny".to_owned())?;
+    write("uid_map", format!("{uid} {uid} 1\n"))?;
+    write("gid_map", format!("{gid} {gid} 1\n"))
+}
+
+/// Moves two descriptors to 3 and 4, close-on-exec, and closes all others above 2.
+pub fn keep_two(first: OwnedFd, second: OwnedFd) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (from_first, from_second) = (first.into_raw_fd(), second.into_raw_fd());
+    // The second must not be overwritten by the first's move.
+    let from_second = if from_second == 3 {
+        Errno::result(
+            // SAFETY: duplicates a descriptor that we own; the copy is closed below.
+            unsafe { libc::fcntl(from_second, libc::F_DUPFD_CLOEXEC, 5) },
+        )?
+    } else {
+        from_second
+    };
+    for (from, to) in [(from_first, 3), (from_second, 4)] {
+        if from != to {
+            // SAFETY: whatever stood at 3 and 4 was the parent's; this process uses neither.
+            Errno::result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) })?;
+        }
+    }
+    close_from(5);
+    // SAFETY: 3 and 4 were just made, and nothing else owns them.
+    Ok(unsafe { (OwnedFd::from_raw_fd(3), OwnedFd::from_raw_fd(4)) })
+}
+
+/// fd 0 as an owned descriptor. The helper has one control socket at a time, and it is fd 0.
+pub fn own_stdin() -> OwnedFd {
+    // SAFETY: fd 0 is open (`standard_descriptors`), the standard library never closes it, and
+    // the helper does not read from `std::io::stdin`.
+    unsafe { OwnedFd::from_raw_fd(0) }
+}
+
+/// Puts `new` in the place of `old`, which is fd 0.
+pub fn replace_stdin(old: OwnedFd, new: OwnedFd) -> Result<OwnedFd, Errno> {
+    // Not closed but replaced in one step: 0 must never be free for something else.
+    let _ = old.into_raw_fd();
+    nix::unistd::dup2_stdin(&new)?;
+    Ok(own_stdin())
+}

@@ -1,0 +1,6 @@
+//! Everything that names an operating system, and all of the helper's unsafe code.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+pub use linux::*;

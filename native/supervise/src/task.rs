@@ -1,0 +1,114 @@
+//! Between fork and exec: the process that becomes the user's program.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::SigSet;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getegid, geteuid, Pid};
+use stdio_protocol::channel;
+use stdio_protocol::message::{FromTask, Namespaces, Stage, Step};
+
+use crate::call::{self, Context};
+use crate::{exec, sys};
+
+/// What the NIF sent along with a start, and the go-ahead's read end.
+pub struct Descriptors {
+    pub control: OwnedFd,
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+    pub go_ahead: OwnedFd,
+}
+
+/// A plan whose memory is all allocated.
+pub struct Prepared {
+    pub namespaces: Namespaces,
+    pub steps: Vec<Step>,
+    pub exec: exec::Prepared,
+}
+
+struct Failure(Stage, Errno);
+
+/// Runs in the forked child and does not return. Anything that goes wrong is told on the task's
+/// socket; the status is then of no interest to anybody.
+pub fn run(prepared: Prepared, descriptors: Descriptors, parent: Pid) -> ! {
+    let (uid, gid) = (geteuid(), getegid());
+    let Ok((control, go_ahead)) = arrange(descriptors) else {
+        sys::exit(1)
+    };
+    // The parent has not recorded this process before it writes; if it dies first, so do we.
+    let Some(pid) = read_pid(go_ahead) else {
+        sys::exit(1)
+    };
+    let context = Context {
+        parent: (!prepared.namespaces.pid).then_some(parent),
+    };
+    let Failure(stage, errno) = setup(prepared.namespaces, uid.as_raw(), gid.as_raw())
+        .and_then(|()| steps(&prepared.steps, &context))
+        .and_then(|()| become_program(&prepared.exec, control.as_fd(), pid))
+        .map_or_else(|failure| failure, |never| match never {});
+    let failed = FromTask::Failed {
+        stage,
+        errno: errno as i32,
+    };
+    let _ = channel::send(&control, &failed, &[]);
+    sys::exit(1)
+}
+
+/// Descriptors 0-2 are the program's, 3 and 4 ours and close-on-exec; all others are closed.
+/// The parent's control socket was fd 0, so it goes with the first step.
+fn arrange(descriptors: Descriptors) -> Result<(OwnedFd, OwnedFd), Errno> {
+    dup2_stdin(&descriptors.stdin)?;
+    dup2_stdout(&descriptors.stdout)?;
+    dup2_stderr(&descriptors.stderr)?;
+    // Closed with all the others, by number.
+    for fd in [descriptors.stdin, descriptors.stdout, descriptors.stderr] {
+        let _ = fd.into_raw_fd();
+    }
+    sys::keep_two(descriptors.control, descriptors.go_ahead)
+}
+
+fn read_pid(go_ahead: OwnedFd) -> Option<i32> {
+    let mut pid = [0; 4];
+    File::from(go_ahead).read_exact(&mut pid).ok()?;
+    Some(i32::from_ne_bytes(pid))
+}
+
+/// A namespace's maps can only be written by a dumpable process; the task holds no descriptor
+/// but its own by now.
+fn setup(namespaces: Namespaces, uid: u32, gid: u32) -> Result<(), Failure> {
+    if !namespaces.user_if_unprivileged || uid == 0 {
+        return Ok(());
+    }
+    prctl::set_dumpable(true)
+        .and_then(|()| sys::map_own_ids(uid, gid))
+        .map_err(|errno| Failure(Stage::Setup, errno))
+}
+
+fn steps(steps: &[Step], context: &Context) -> Result<(), Failure> {
+    for (index, step) in (0..).zip(steps) {
+        match call::apply(&step.call, context) {
+            Ok(()) => {}
+            Err(_) if !step.errexit => {}
+            Err(errno) if step.ignore.contains(&(errno as i32)) => {}
+            Err(errno) => return Err(Failure(Stage::Step(index), errno)),
+        }
+    }
+    Ok(())
+}
+
+fn become_program(
+    exec: &exec::Prepared,
+    control: BorrowedFd<'_>,
+    pid: i32,
+) -> Result<std::convert::Infallible, Failure> {
+    channel::send(control, &FromTask::Execing { pid }, &[])
+        .map_err(|error| Failure(Stage::Setup, error.errno()))?;
+    SigSet::empty()
+        .thread_set_mask()
+        .and_then(|()| exec::apply(exec))
+        .map_err(|errno| Failure(Stage::Exec, errno))
+}

@@ -1,0 +1,119 @@
+defmodule Stdio.PackagingTest do
+  @moduledoc """
+  The library as its users get it: the files of the package, in a directory with a space in its
+  path, as a dependency of another project, and inside a release.
+  """
+
+  use ExUnit.Case, async: true
+
+  @moduletag :cargo
+  @moduletag :slow
+  # Most of it is cargo's link-time optimisation.
+  @moduletag timeout: 600_000
+
+  @mix_exs """
+  defmodule Consumer.MixProject do
+    use Mix.Project
+
+    def project do
+      [app: :consumer, version: "1.0.0", deps: [{:stdio, path: "../stdio"}]]
+    end
+  end
+  """
+
+  @consumer """
+  defmodule Consumer do
+    def hello(word) do
+      Stdio.stream!({:search, ["echo", "hello", word]}) |> Enum.to_list()
+    end
+  end
+  """
+
+  setup_all do
+    dir = Path.join(System.tmp_dir!(), "stdio packaging #{System.pid()}")
+    on_exit(fn -> File.rm_rf!(dir) end)
+    source = Path.join(dir, "stdio")
+    consumer = Path.join(dir, "consumer")
+
+    for pattern <- Mix.Project.config()[:package][:files],
+        from <- Path.wildcard(pattern, match_dot: true) do
+      to = Path.join(source, from)
+      File.mkdir_p!(Path.dirname(to))
+      File.cp_r!(from, to)
+    end
+
+    File.mkdir_p!(Path.join(consumer, "lib"))
+    File.write!(Path.join(consumer, "mix.exs"), @mix_exs)
+    File.write!(Path.join(consumer, "lib/consumer.ex"), @consumer)
+
+    before = tree(source)
+    compiled = mix!(consumer, ["compile"])
+    %{source: source, consumer: consumer, before: before, compiled: compiled}
+  end
+
+  test "builds as a dependency and writes nothing into its source", context do
+    assert context.compiled =~ "cargo"
+    assert tree(context.source) == context.before
+  end
+
+  test "a second build does not call cargo", %{consumer: consumer} do
+    refute mix!(consumer, ["compile"]) =~ "cargo"
+  end
+
+  test "runs in the project", %{consumer: consumer} do
+    output = mix!(consumer, ["run", "-e", ~S|IO.inspect(Consumer.hello("project"))|])
+    assert output =~ ~S|[stdout: "hello project\n", exit_status: 0]|
+  end
+
+  test "runs in a release", %{consumer: consumer} do
+    mix!(consumer, ["release", "--quiet"])
+    release = Path.join(consumer, "_build/prod/rel/consumer/bin/consumer")
+
+    output = run!(release, ["eval", ~S|IO.inspect(Consumer.hello("release"))|], cd: "/")
+    assert output =~ ~S|[stdout: "hello release\n", exit_status: 0]|
+  end
+
+  test "the helper is static, and both files have the modes they need", %{consumer: consumer} do
+    native = Path.join(consumer, "_build/prod/lib/stdio/priv/native")
+    assert Enum.sort(File.ls!(native)) == ["stdio-supervise", "stdio_nif.so"]
+
+    helper = Path.join(native, "stdio-supervise")
+    assert Bitwise.band(File.stat!(helper).mode, 0o777) == 0o755
+    assert elf_interpreters(helper) == 0
+  end
+
+  defp tree(dir), do: Path.wildcard(Path.join(dir, "**"), match_dot: true)
+
+  # How many program headers of a 64-bit little-endian ELF file are PT_INTERP (3), which names the
+  # dynamic linker; a static executable has none.
+  defp elf_interpreters(path) do
+    elf = File.read!(path)
+
+    <<0x7F, "ELF", 2, 1, _::binary-size(26), offset::little-64, _::binary-size(14),
+      size::little-16, count::little-16, _::binary>> = elf
+
+    for(<<3::little-32, _::binary>> <- headers(elf, offset, size, count), do: 1) |> Enum.sum()
+  end
+
+  defp headers(elf, offset, size, count) do
+    for n <- Enum.take(0..count, count), do: binary_part(elf, offset + n * size, size)
+  end
+
+  # Cargo's cache of this project: the crates of others are built already.
+  defp mix!(dir, args) do
+    env = [
+      {"MIX_ENV", "prod"},
+      {"MIX_BUILD_PATH", nil},
+      {"MIX_BUILD_ROOT", nil},
+      {"CARGO_TARGET_DIR", Mix.Tasks.Compile.Cargo.target_dir()}
+    ]
+
+    run!("mix", args, cd: dir, env: env)
+  end
+
+  defp run!(command, args, opts) do
+    {output, status} = System.cmd(command, args, [stderr_to_stdout: true] ++ opts)
+    assert status == 0, "#{command} #{Enum.join(args, " ")} ended with #{status}:\n#{output}"
+    output
+  end
+end

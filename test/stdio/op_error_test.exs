@@ -1,0 +1,109 @@
+defmodule Stdio.OpErrorTest do
+  use ExUnit.Case, async: true
+
+  alias Stdio.OpError
+
+  # Stands for a %Stdio.Task{}.
+  @task :task
+  @chdir {Stdio.Task, :chdir, [@task, "/nonexistent"]}
+  @remaining [{:setsid, []}, {:set_pdeathsig, [9]}]
+
+  test "fork: reason, no op, one line" do
+    assert %OpError{reason: :eagain, op: nil, message: message} = OpError.fork(:eagain)
+
+    assert message ==
+             "error attempting to fork subprocess: resource temporarily unavailable (eagain)\n"
+
+    assert OpError.fork(:einval).message ==
+             "error attempting to fork subprocess: invalid argument (einval)\n"
+  end
+
+  test "fork: eperm has a text of its own, only there" do
+    assert OpError.fork(:eperm).message ==
+             "error attempting to fork subprocess: insufficient permissions (eperm)\n"
+
+    assert OpError.failed(:eperm, @chdir, []).message =~
+             "operation returned an error: not owner (eperm)\n"
+  end
+
+  test "op error: text, call, remaining ops" do
+    assert OpError.failed(:enoent, @chdir, @remaining) == %OpError{
+             reason: :enoent,
+             op: @chdir,
+             message: """
+             operation returned an error: no such file or directory (enoent)
+
+             Stdio.Task.chdir(:task, "/nonexistent")
+
+             remaining ops:
+             [setsid: [], set_pdeathsig: [9]]
+             """
+           }
+  end
+
+  test "bad result: the value as a MatchError, the call, remaining ops" do
+    op = {Stdio.Task, :getpid, [@task]}
+
+    assert OpError.bad_result(4711, op, @remaining) == %OpError{
+             reason: :badop,
+             op: op,
+             message: """
+             ** (MatchError) no match of right hand side value: 4711
+                 Stdio.Task.getpid(:task)
+
+
+             remaining ops:
+             [setsid: [], set_pdeathsig: [9]]
+             """
+           }
+  end
+
+  defp caught(fun) do
+    fun.()
+  catch
+    kind, payload -> {kind, payload, __STACKTRACE__}
+  end
+
+  test "raised: no such function" do
+    op = {Stdio.OpErrorTest, :fake_syscall, [@task]}
+    error = fn -> apply(Stdio.OpErrorTest, :fake_syscall, [@task]) end |> caught()
+
+    assert %OpError{reason: :badop, op: ^op, message: message} = OpError.raised(error, op, [])
+
+    assert message == """
+           ** (UndefinedFunctionError) function Stdio.OpErrorTest.fake_syscall/1 is undefined or private
+               Stdio.OpErrorTest.fake_syscall(:task)
+
+
+           remaining ops:
+           []
+           """
+  end
+
+  test "raised: exceptions, Erlang errors, throws and exits" do
+    op = {Mod, :fun, [:state, @task, 1]}
+    tail = "\n    Mod.fun(:state, :task, 1)\n\n\nremaining ops:\n[a: []]\n"
+
+    for {fun, banner} <- [
+          {fn -> raise ArgumentError, "no" end, "** (ArgumentError) no"},
+          {fn -> :erlang.error(:eacces) end, "** (ErlangError) Erlang error: :eacces"},
+          {fn -> throw(:x) end, "** (throw) :x"},
+          {fn -> exit(:gone) end, "** (exit) :gone"}
+        ] do
+      assert OpError.raised(caught(fun), op, a: []) ==
+               %OpError{reason: :badop, op: op, message: banner <> tail}
+    end
+  end
+
+  test "every message ends in one newline, and can be raised" do
+    for error <- [
+          OpError.fork(:einval),
+          OpError.failed({:odd, "reason"}, @chdir, []),
+          OpError.bad_result(nil, @chdir, []),
+          OpError.raised({:exit, :x, []}, @chdir, [])
+        ] do
+      assert Exception.message(error) =~ ~r/[^\n]\n\z/
+      assert_raise OpError, fn -> raise error end
+    end
+  end
+end

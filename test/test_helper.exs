@@ -1,0 +1,106 @@
+# Finds out what this machine and user can test, says what is left out and what would enable it.
+# STDIO_MUST_RUN=root,userns,... fails instead when one of those is not possible (in CI a silent
+# skip would look like a pass).
+
+defmodule Stdio.TestCapabilities do
+  @moduledoc false
+
+  # The tag, whether it can run here, what it needs.
+  def all do
+    root? = System.cmd("id", ["-u"]) == {"0\n", 0}
+    os = elem(:os.type(), 1)
+
+    [
+      {:root, root?, "root: sudo bin/test"},
+      {:unprivileged, not root?,
+       "a user other than root: bin/test makes one when it runs as root"},
+      {:sudo, works?("sudo", ["-n", "true"]), "sudo without a password: " <> sudoers()},
+      {:userns, works?("unshare", ~w(--user --map-root-user --mount true)),
+       "user namespaces: " <> enable_userns()},
+      {:netns, works?("unshare", ~w(--user --map-root-user --net true)),
+       "network and user namespaces: " <> enable_userns()},
+      {:cgroup, root? and cgroup?(),
+       "root and a writable cgroup v2 with cgroup.kill (Linux 5.14): " <>
+         "mount -t cgroup2 cgroup2 /sys/fs/cgroup; sudo bin/test"},
+      {:strace, works?("strace", ~w(-o /dev/null true)), "strace and ptrace: bin/setup"},
+      {:cargo, works?("cargo", ["--version"]), "cargo for this user: bin/setup"},
+      {:testbin, File.regular?(Path.join(testbin(), "fork-tree")),
+       "the programs of native/testbin: cargo build -p stdio-testbin"},
+      {:linux, os == :linux, "Linux"},
+      {:freebsd, os == :freebsd, "FreeBSD"},
+      {:openbsd, os == :openbsd, "OpenBSD"}
+    ]
+  end
+
+  @doc "The directory of the test programs; bin/test puts them where every user can run them."
+  def testbin do
+    System.get_env("STDIO_TESTBIN") ||
+      System.get_env("CARGO_TARGET_DIR", "target") |> Path.expand() |> Path.join("debug")
+  end
+
+  defp works?(command, args) do
+    match?({_, 0}, System.cmd(command, args, stderr_to_stdout: true))
+  rescue
+    ErlangError -> false
+  end
+
+  defp sudoers do
+    user = System.get_env("USER", "USER")
+    ~s(echo "#{user} ALL=(root\) NOPASSWD: ALL" >/etc/sudoers.d/stdio, on a machine for tests)
+  end
+
+  # The first switch of the kernel that is off, as the command that turns it on.
+  defp enable_userns do
+    switches = [
+      {"kernel/unprivileged_userns_clone", "0", "1"},
+      {"kernel/apparmor_restrict_unprivileged_userns", "1", "0"},
+      {"user/max_user_namespaces", "0", "15000"}
+    ]
+
+    Enum.find_value(switches, "not even root in this container has them", fn {name, off, on} ->
+      case File.read(Path.join("/proc/sys", name)) do
+        {:ok, value} -> if String.trim(value) == off, do: "sysctl -w #{name}=#{on}"
+        {:error, _} -> nil
+      end
+    end)
+  end
+
+  # Only a directory of our own shows whether one can be made, and whether it has cgroup.kill.
+  defp cgroup? do
+    with {:ok, mounts} <- File.read("/proc/self/mounts"),
+         [_, mount] <- Regex.run(~r/^\S+ (\S+) cgroup2 /m, mounts),
+         probe = Path.join(mount, "stdio-test-#{System.pid()}"),
+         :ok <- File.mkdir(probe) do
+      kill? = File.exists?(Path.join(probe, "cgroup.kill"))
+      File.rmdir!(probe)
+      kill?
+    else
+      _ -> false
+    end
+  end
+end
+
+capabilities = Stdio.TestCapabilities.all()
+System.put_env("STDIO_TESTBIN", Stdio.TestCapabilities.testbin())
+excluded = for {tag, false, needs} <- capabilities, do: {tag, needs}
+
+must_run = System.get_env("STDIO_MUST_RUN", "") |> String.split([",", " "], trim: true)
+known = for {tag, _, _} <- capabilities, do: Atom.to_string(tag)
+
+case must_run -- known do
+  [] -> :ok
+  names -> Mix.raise("STDIO_MUST_RUN: unknown #{inspect(names)}; known: #{inspect(known)}")
+end
+
+for {tag, needs} <- excluded do
+  if Atom.to_string(tag) in must_run do
+    Mix.raise("STDIO_MUST_RUN names #{tag}, but the tests with it cannot run. Needed: #{needs}")
+  end
+end
+
+unless excluded == [] do
+  IO.puts("Left out here are the tests with these tags, which need:")
+  for {tag, needs} <- excluded, do: IO.puts("  #{String.pad_trailing(inspect(tag), 14)} #{needs}")
+end
+
+ExUnit.start(exclude: Keyword.keys(excluded))
