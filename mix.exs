@@ -23,8 +23,11 @@ defmodule Stdio.MixProject do
   end
 
   def application do
-    [extra_applications: [:logger]]
+    [extra_applications: [:logger | test_applications(Mix.env())]]
   end
+
+  defp test_applications(:test), do: [:crypto]
+  defp test_applications(_), do: []
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]
   defp elixirc_paths(_), do: ["lib"]

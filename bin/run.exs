@@ -6,11 +6,6 @@ defmodule Run do
   # A line without an end is printed in pieces of this size, so that memory stays bounded.
   @longest_line 65536
 
-  # Signals by number, from 1, on Linux.
-  @signals ~w(sighup sigint sigquit sigill sigtrap sigabrt sigbus sigfpe sigkill sigusr1 sigsegv
-              sigusr2 sigpipe sigalrm sigterm sigstkflt sigchld sigcont sigstop sigtstp sigttin
-              sigttou sigurg sigxcpu sigxfsz sigvtalrm sigprof sigwinch sigio sigpwr sigsys)a
-
   def main([]), do: Run.Tour.main()
 
   def main([word]) do
@@ -53,12 +48,9 @@ defmodule Run do
 
   defp status({:exit_status, status}), do: status
 
-  defp status({:termsig, signal}) do
-    case Enum.find_index(@signals, &(&1 == signal)) do
-      nil -> 255
-      index -> 128 + index + 1
-    end
-  end
+  # A real-time signal has no name.
+  defp status({:termsig, :unknown}), do: 255
+  defp status({:termsig, signal}), do: 128 + Stdio.Signal.signal_number!(signal)
 
   defp print(_, []), do: :ok
 

@@ -23,19 +23,20 @@ defmodule Stdio.TestCapabilities do
        "root and a writable cgroup v2 with cgroup.kill (Linux 5.14): " <>
          "mount -t cgroup2 cgroup2 /sys/fs/cgroup; sudo bin/test"},
       {:strace, works?("strace", ~w(-o /dev/null true)), "strace and ptrace: bin/setup"},
-      {:cargo, works?("cargo", ["--version"]), "cargo for this user: bin/setup"},
-      {:testbin, File.regular?(Path.join(testbin(), "fork-tree")),
-       "the programs of native/testbin: cargo build -p stdio-testbin"},
+      {:cargo, cargo?(), "cargo for this user: bin/setup"},
+      {:testbin, testbin?(), "the programs of native/testbin: cargo, or STDIO_TESTBIN_DIR"},
       {:linux, os == :linux, "Linux"},
       {:freebsd, os == :freebsd, "FreeBSD"},
       {:openbsd, os == :openbsd, "OpenBSD"}
     ]
   end
 
-  @doc "The directory of the test programs; bin/test puts them where every user can run them."
-  def testbin do
-    System.get_env("STDIO_TESTBIN") ||
-      System.get_env("CARGO_TARGET_DIR", "target") |> Path.expand() |> Path.join("debug")
+  defp cargo?, do: works?("cargo", ["--version"])
+
+  # bin/test builds the programs and puts them where every user can run them.
+  defp testbin? do
+    (System.get_env("STDIO_TESTBIN_DIR") != nil or cargo?()) and
+      Stdio.Test.Fixtures.build!() == :ok
   end
 
   defp works?(command, args) do
@@ -81,7 +82,6 @@ defmodule Stdio.TestCapabilities do
 end
 
 capabilities = Stdio.TestCapabilities.all()
-System.put_env("STDIO_TESTBIN", Stdio.TestCapabilities.testbin())
 excluded = for {tag, false, needs} <- capabilities, do: {tag, needs}
 
 must_run = System.get_env("STDIO_MUST_RUN", "") |> String.split([",", " "], trim: true)

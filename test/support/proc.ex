@@ -225,7 +225,7 @@ defmodule Stdio.Test.Proc do
   @doc "Sends a signal, by number or name, through `/bin/sh`: it works whatever Stdio's state."
   @spec kill(os_pid | String.t(), pos_integer | String.t()) :: :ok | :error
   def kill(pid, signal \\ 9) do
-    case System.cmd("/bin/sh", ["-c", "kill -#{signal} -- #{pid}"], stderr_to_stdout: true) do
+    case System.cmd("/bin/sh", ["-c", "kill -#{signal} #{pid}"], stderr_to_stdout: true) do
       {_, 0} -> :ok
       {_, _} -> :error
     end

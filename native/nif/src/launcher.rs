@@ -4,7 +4,8 @@
 //! 1. One at a time. `launch` (dirty I/O) starts it; everything else finds it running or says
 //!    `{:error, :launcher}`, and Elixir launches and tries again.
 //! 2. The BEAM never waits for it by pid: where SIGCHLD is ignored the kernel reaps it (ECHILD).
-//! 3. A full socket queues; the I/O thread sends what is queued when there is room.
+//! 3. One root is forked ahead (a spare), off the path from a program's request to its exec.
+//! 4. A full socket queues; the I/O thread sends what is queued when there is room.
 
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
@@ -46,8 +47,18 @@ pub struct Launcher {
     pid: Pid,
     alive: AtomicBool,
     outbox: Mutex<VecDeque<(Datagram, Option<OwnedFd>)>>,
+    /// A root that has been forked already, for the next program.
+    spare: Mutex<Option<Root>>,
     /// When any of its processes last said something, in ms since [`EPOCH`].
     heard: AtomicU64,
+}
+
+/// Our end of a root's control socket.
+pub struct Root {
+    pub id: RootId,
+    pub socket: OwnedFd,
+    /// It was forked ahead, so it may have died meanwhile.
+    pub spare: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -66,9 +77,34 @@ impl Launcher {
         &self.socket
     }
 
-    /// Asks for a root whose control socket is `control`.
-    pub fn fork(&self, id: RootId, control: OwnedFd) -> Result<(), Errno> {
-        self.send(&ToLauncher::Fork { id }, Some(control))
+    /// The spare root if there is one, else a new one.
+    pub fn root(&self) -> Result<Root, Errno> {
+        let spare = lock(&self.spare).take();
+        match spare {
+            Some(root) => Ok(root),
+            None => self.new_root(false),
+        }
+    }
+
+    /// A root that is forked from now on, while its socket already takes messages.
+    pub fn new_root(&self, spare: bool) -> Result<Root, Errno> {
+        let id = reactor::next_id();
+        let (socket, peer) = channel::pair()?;
+        self.send(&ToLauncher::Fork { id }, Some(peer))?;
+        Ok(Root {
+            id,
+            socket: fd::keep_out_of_the_way(socket),
+            spare,
+        })
+    }
+
+    /// Has the next root forked while the last one is at work. Without one, the next program
+    /// starts all the same, a fork later.
+    pub fn prepare_spare(&self) {
+        let mut spare = lock(&self.spare);
+        if spare.is_none() {
+            *spare = self.new_root(true).ok();
+        }
     }
 
     /// Ends a root that does not answer any more.
@@ -118,6 +154,7 @@ impl Launcher {
 
     /// Its socket has ended. It is gone, or about to be.
     pub fn lost(&self) {
+        lock(&self.spare).take();
         self.alive.store(false, Ordering::Release);
     }
 
@@ -195,6 +232,7 @@ fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
         pid,
         alive: AtomicBool::new(true),
         outbox: Mutex::default(),
+        spare: Mutex::default(),
         heard: AtomicU64::new(0),
     };
     launcher.note_heard();

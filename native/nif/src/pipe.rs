@@ -243,6 +243,10 @@ impl Output {
         Self { fd, left: None }
     }
 
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     /// From now on at most what the pipe can hold at once is read: an escaped writer could keep
     /// it full for ever.
     pub fn bound(&mut self) {

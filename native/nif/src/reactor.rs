@@ -5,8 +5,8 @@
 //! 1. There are [`THREADS`] of them, however many programs run.
 //! 2. Registration is edge-triggered: a paused stream costs nothing and needs no epoll_ctl to
 //!    pause. Whoever resumes it reads first.
-//! 3. A session is announced before its descriptors are registered, and commands are taken before
-//!    events, so an event finds its session.
+//! 3. The thread registers a session's descriptors itself; what is ready by then is reported at
+//!    once.
 //! 4. A panic while one session is served ends that session with an error event, not the thread.
 
 use std::cmp::Reverse;
@@ -239,7 +239,15 @@ impl Thread {
                 if session.unsent.is_some() {
                     self.set(id, now + RETRY, Alarm::Send);
                 }
+                let registered = session.register(&self.shard);
+                let launcher = session.launcher.clone();
                 self.sessions.insert(id, *session);
+                if let Err(errno) = registered {
+                    self.serve(id, |session, notifier| {
+                        session.root_failed(errno as i32, notifier)
+                    });
+                }
+                launcher.prepare_spare();
             }
             Command::Resume(id) => self.serve(id, Session::resume),
             Command::Stdin(id) => {

@@ -4,16 +4,18 @@
 //! 1. The owner gets exactly one of `:failed` and `:exit`, last, once the tree is gone.
 //! 2. The tree is gone when the supervisor reports the program's end; or, if the supervisor died,
 //!    when the launcher reports that; or, if the launcher died too, when both sockets have ended.
+//!    A session whose owner died waits for the end of the supervisor's socket instead of a report.
 //! 3. Everything that the program wrote is delivered first. A process that escaped and holds a
 //!    pipe is waited for [`ESCAPED_GRACE`] at most.
 //! 4. Reading takes credit, one per chunk; after the program's end it does not.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::socket::{shutdown, Shutdown};
 use rustler::{Atom, LocalPid, OwnedBinary, ResourceArc};
 use serde::de::DeserializeOwned;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
@@ -23,7 +25,7 @@ use crate::atoms;
 use crate::launcher::{Launcher, ANSWER_DEADLINE};
 use crate::notify::{Failure, Notifier, Tag};
 use crate::pipe::{Chunk, Output};
-use crate::reactor::Role;
+use crate::reactor::{Role, Shard};
 use crate::stream::{Handle, Shared};
 
 /// CONTRACT 6.2.
@@ -60,6 +62,13 @@ pub enum After {
 pub struct Unsent {
     pub datagram: Datagram,
     pub fds: Vec<OwnedFd>,
+}
+
+impl Unsent {
+    pub fn send(&self, root: &OwnedFd) -> Result<(), channel::Error> {
+        let fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
+        self.datagram.send(root.as_fd(), &fds)
+    }
 }
 
 pub struct Session {
@@ -102,6 +111,24 @@ impl Session {
         self.shared.id
     }
 
+    /// Has epoll report all that this session reads. Closing a descriptor ends that.
+    pub fn register(&self, shard: &Shard) -> Result<(), Errno> {
+        let id = self.id();
+        let sockets = [(Role::Root, &self.root), (Role::Task, &self.task)];
+        for (role, socket) in sockets {
+            if let Some(socket) = socket {
+                shard.register(id, role, socket)?;
+            }
+        }
+        let outputs = [(Role::Stdout, &self.stdout), (Role::Stderr, &self.stderr)];
+        for (role, output) in outputs {
+            if let Some(output) = output {
+                shard.register(id, role, output.fd())?;
+            }
+        }
+        Ok(())
+    }
+
     /// One of the session's descriptors is ready.
     pub fn ready(&mut self, role: Role, notifier: &mut Notifier) -> After {
         match role {
@@ -128,28 +155,29 @@ impl Session {
                 self.root = None;
             }
         }
-        match self.settle(notifier) {
-            After::Wait => {
-                let grace = Duration::from_millis(escalation.grace_ms);
-                After::Alarm(grace.saturating_add(TEARDOWN_DEADLINE), Alarm::Stuck)
-            }
-            other => other,
-        }
+        let grace = Duration::from_millis(escalation.grace_ms);
+        let overdue = grace.saturating_add(TEARDOWN_DEADLINE);
+        self.settle_or(notifier, After::Alarm(overdue, Alarm::Stuck))
     }
 
-    /// The supervisor kills its tree when its socket ends; the launcher tells when that is done.
+    /// The supervisor kills its tree when our side of its socket ends, and then ends itself.
     pub fn owner_down(&mut self, notifier: &mut Notifier) -> After {
         self.progress.orphaned = true;
-        self.root = None;
+        let hung_up = match &self.root {
+            Some(root) if self.unsent.is_none() => {
+                shutdown(root.as_raw_fd(), Shutdown::Write).is_ok()
+            }
+            _ => false,
+        };
+        if !hung_up {
+            self.root = None;
+        }
         self.task = None;
         self.unsent = None;
         self.stdout = None;
         self.stderr = None;
         self.shared.stdin().fail(notifier);
-        match self.settle(notifier) {
-            After::Wait => After::Alarm(TEARDOWN_DEADLINE, Alarm::Stuck),
-            other => other,
-        }
+        self.settle_or(notifier, After::Alarm(TEARDOWN_DEADLINE, Alarm::Stuck))
     }
 
     pub fn root_exited(&mut self, notifier: &mut Notifier) -> After {
@@ -173,10 +201,7 @@ impl Session {
         if self.root.is_none() {
             self.progress.root_gone = true;
         }
-        match self.settle(notifier) {
-            After::Wait => After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon),
-            other => other,
-        }
+        self.settle_or(notifier, After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon))
     }
 
     pub fn alarm(&mut self, alarm: Alarm, notifier: &mut Notifier) -> After {
@@ -214,8 +239,7 @@ impl Session {
         let (Some(unsent), Some(root)) = (&self.unsent, &self.root) else {
             return After::Wait;
         };
-        let fds: Vec<_> = unsent.fds.iter().map(AsFd::as_fd).collect();
-        match unsent.datagram.send(root.as_fd(), &fds) {
+        match unsent.send(root) {
             Err(error) if is_busy(error.errno()) => return After::Alarm(RETRY, Alarm::Send),
             // Sent; or the supervisor is dead, which its socket tells.
             Ok(()) | Err(_) => self.unsent = None,
@@ -344,9 +368,9 @@ impl Session {
             self.progress.root_gone = true;
         }
         if self.progress.orphaned {
-            return match self.progress.root_gone {
-                true => After::Done,
-                false => After::Wait,
+            return match &self.root {
+                Some(_) if !self.progress.root_gone => After::Wait,
+                _ => After::Done,
             };
         }
         // The task has spoken, if it did, before its end was reported on the other socket.

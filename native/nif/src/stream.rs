@@ -11,11 +11,11 @@ use nix::unistd::geteuid;
 use rustler::{
     Atom, Binary, Encoder, Env, LocalPid, Monitor, Reference, Resource, ResourceArc, Term,
 };
-use stdio_protocol::channel::{self, Datagram};
+use stdio_protocol::channel::{self, is_busy, Datagram};
 use stdio_protocol::message::{Escalation, RootId, ToRoot};
 use stdio_protocol::value::BadArgument;
 
-use crate::launcher::{self, Launcher};
+use crate::launcher::{self, Launcher, Root};
 use crate::notify::{Tag, Waiter};
 use crate::pipe::{Output, Stdin, Written};
 use crate::reactor::{self, Command, Role, Shard};
@@ -102,8 +102,6 @@ impl Resource for Handle {
 
 /// Both ends of everything that a program is connected by.
 struct Connections {
-    root: OwnedFd,
-    root_peer: OwnedFd,
     task: OwnedFd,
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
@@ -114,7 +112,6 @@ struct Connections {
 
 impl Connections {
     fn new(spec: &Spec<'_>) -> Result<Self, Errno> {
-        let (root, root_peer) = channel::pair()?;
         let (task, task_peer) = channel::pair()?;
         let null = || {
             open(
@@ -150,8 +147,6 @@ impl Connections {
             }
         }
         Ok(Self {
-            root: fd::keep_out_of_the_way(root),
-            root_peer,
             task,
             stdin,
             stdout: ours(stdout)?,
@@ -234,18 +229,22 @@ struct Owner<'a> {
     max_chunk: usize,
 }
 
-/// Everything is announced and registered before the launcher hears of it; if the launcher
-/// cannot be told, the session is taken back.
+/// The start message goes out first, the I/O thread is told meanwhile: it takes the supervisor
+/// longer to fork than the thread to look.
 fn connect(
     owner: Owner<'_>,
     launcher: Arc<Launcher>,
     datagram: Datagram,
     connections: Connections,
 ) -> Result<ResourceArc<Handle>, Errno> {
-    let id = reactor::next_id();
-    let shard = reactor::shard(id)?;
+    let unsent = Unsent {
+        datagram,
+        fds: connections.program,
+    };
+    let (root, unsent) = send_start(&launcher, unsent)?;
+    let shard = reactor::shard(root.id)?;
     let shared = Arc::new(Shared {
-        id,
+        id: root.id,
         shard: shard.clone(),
         stdin: Mutex::new(Stdin::new(connections.stdin)),
         credit: AtomicI64::new(owner.credit),
@@ -259,37 +258,35 @@ fn connect(
     if handle.monitor(Some(owner.env), &pid).is_none() {
         return Err(Errno::ESRCH);
     }
-    shard.register(id, Role::Root, &connections.root)?;
-    shard.register(id, Role::Task, &connections.task)?;
-    shard.register(id, Role::Stdout, &connections.stdout)?;
-    if let Some(stderr) = &connections.stderr {
-        shard.register(id, Role::Stderr, stderr)?;
-    }
-    let mut session = Session {
+    shard.command(Command::Add(Box::new(Session {
         shared,
         _handle: handle.clone(),
-        launcher: launcher.clone(),
+        launcher,
         owner: pid,
         tag: owner.tag,
         max_chunk: owner.max_chunk,
-        unsent: Some(Unsent {
-            datagram,
-            fds: connections.program,
-        }),
-        root: Some(connections.root),
+        unsent,
+        root: Some(root.socket),
         task: Some(connections.task),
         stdout: Some(Output::new(connections.stdout)),
         stderr: connections.stderr.map(Output::new),
         progress: Progress::default(),
-    };
-    // What did not fit is sent by the I/O thread.
-    let _ = session.send_start();
-    shard.command(Command::Add(Box::new(session)));
-    if let Err(errno) = launcher.fork(id, connections.root_peer) {
-        shard.command(Command::OwnerDown(id));
-        return Err(errno);
-    }
+    })));
     Ok(handle)
+}
+
+/// Sends the start to a root; what does not fit now is left to the I/O thread.
+fn send_start(launcher: &Launcher, unsent: Unsent) -> Result<(Root, Option<Unsent>), Errno> {
+    loop {
+        let root = launcher.root()?;
+        match unsent.send(&root.socket) {
+            Ok(()) => return Ok((root, None)),
+            Err(error) if is_busy(error.errno()) => return Ok((root, Some(unsent))),
+            // It died while it waited; the next one is new.
+            Err(_) if root.spare => {}
+            Err(error) => return Err(error.errno()),
+        }
+    }
 }
 
 /// `:ok` when all is written or queued; `:wait`: `{ref, :written}` or `{ref, {:error, :epipe}}`

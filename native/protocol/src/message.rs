@@ -35,7 +35,7 @@ pub enum FromLauncher {
         id: RootId,
         errno: i32,
     },
-    /// Sent after the orphans that the root left, if any, are dead too.
+    /// A root ended without having said so itself; the orphans that it left are dead too.
     Exited {
         id: RootId,
     },

@@ -3,7 +3,8 @@
 //! Rules:
 //! 1. It is a subreaper. A child that is not one of its supervisors is an orphan of a dead
 //!    supervisor, and is killed.
-//! 2. A root's end is reported after the orphans that it may have left are dead.
+//! 2. A root that ended otherwise than with status 0 may have left orphans. Its end is reported
+//!    after they are dead.
 //! 3. It holds the only write end of the lifeline: its death is every supervisor's end of file.
 //! 4. When its control socket closes, the BEAM is gone: it closes the lifeline, waits for its
 //!    supervisors to end their trees, kills those that do not, and ends.
@@ -76,7 +77,7 @@ pub fn run(control: OwnedFd, signals: SignalFd) -> ExitCode {
         match launcher.turn(&mut receiver) {
             Turn::Next => {}
             Turn::End(code) => return code,
-            Turn::Child { control } => launcher.become_supervisor(control),
+            Turn::Child { control } => launcher.become_supervisor(control, receiver),
         }
     }
 }
@@ -214,7 +215,7 @@ impl Launcher {
 
     /// In the child: the lifeline's write end goes before anything else can fail, and the
     /// launcher's control socket is replaced as fd 0.
-    fn become_supervisor(self, control: OwnedFd) -> ! {
+    fn become_supervisor(self, control: OwnedFd, receiver: Receiver) -> ! {
         drop(self.lifeline);
         sys::replace_stdin(self.control, control).map_or_else(
             |errno| sys::die("dup2", errno),
@@ -223,6 +224,7 @@ impl Launcher {
                     control,
                     lifeline: self.lifeline_read,
                     signals: self.signals,
+                    receiver,
                 })
             },
         )
@@ -241,9 +243,8 @@ impl Launcher {
             let Some(id) = self.roots.remove(&ended.pid) else {
                 continue;
             };
-            if ended.exit == Exit::Status(0) {
-                self.send(&FromLauncher::Exited { id });
-            } else {
+            // Status 0: its tree is empty, and it has said so itself.
+            if ended.exit != Exit::Status(0) {
                 self.chased.push((id, Instant::now() + ORPHAN_DEADLINE));
             }
         }

@@ -6,11 +6,11 @@
 //! 2. It ends its tree when the program ends, when it is told to, when its control socket closes
 //!    (the owner or the BEAM died) and when the lifeline closes (the launcher died).
 //! 3. It reports the program's end once the tree is empty, and then ends itself.
-//! 4. Its exit status is 0 if nothing of the tree is left, so that the launcher has nothing to
-//!    look for.
+//! 4. Its exit status is 0 if nothing of the tree is left and the NIF has been told all there is
+//!    to tell. Any other end, a signal included, makes the launcher look for orphans and report.
 //! 5. A signal that reaches it is forwarded once to each descendant.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -18,7 +18,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::prctl;
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{getpgid, getpid, pipe2, write, Pid};
+use nix::unistd::{getegid, geteuid, getpgid, getpid, pipe2, write, Pid};
 use stdio_protocol::channel::{self, Receiver};
 use stdio_protocol::message::{
     Escalation, Exit, FromRoot, FromTask, Plan, Stage, Start, ToRoot, Usage,
@@ -40,6 +40,9 @@ pub struct Inherited {
     /// Read end; it reaches end of file when the launcher dies.
     pub lifeline: OwnedFd,
     pub signals: SignalFd,
+    /// The launcher's, most of which no process has ever touched: a new one would cost 16 page
+    /// faults to clear.
+    pub receiver: Receiver,
 }
 
 struct Supervisor {
@@ -97,6 +100,8 @@ pub fn run(inherited: Inherited) -> ! {
         exit: None,
         status: 0,
     };
+    // Often the start is there already.
+    supervisor.receive();
     loop {
         supervisor.turn();
     }
@@ -107,7 +112,7 @@ impl Supervisor {
     fn turn(&mut self) {
         let ready = self.wait();
         if ready.signals {
-            self.drain_signals();
+            self.read_signal();
         }
         if ready.executed {
             self.start_clock();
@@ -126,6 +131,7 @@ impl Supervisor {
             control,
             lifeline,
             signals,
+            ..
         } = &self.inherited;
         let until_exec = self.program.as_ref().and_then(|p| p.until_exec.as_ref());
         let killing = matches!(self.phase, Phase::Killing { .. });
@@ -198,8 +204,10 @@ impl Supervisor {
     }
 
     fn receive(&mut self) {
-        let mut receiver = Receiver::with_fds();
-        match receiver.recv::<ToRoot>(self.inherited.control.as_fd()) {
+        let Inherited {
+            control, receiver, ..
+        } = &mut self.inherited;
+        match receiver.recv::<ToRoot>(control.as_fd()) {
             Ok(Some(received)) => match (received.message, received.fds) {
                 (ToRoot::Start(start), fds) if self.program.is_none() => self.start(*start, fds),
                 (ToRoot::Terminate(escalation), _) => self.end_program(escalation),
@@ -225,46 +233,18 @@ impl Supervisor {
         let Ok([control, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(fds) else {
             return self.protocol_error();
         };
-        if let Err((stage, errno)) = self.fork(start, &control, [stdin, stdout, stderr]) {
-            let failed = FromTask::Failed {
-                stage,
-                errno: errno as i32,
-            };
-            let _ = channel::send(&control, &failed, &[]);
-            // There is no program whose end could be waited for.
-            self.kill_tree();
-        }
-    }
-
-    fn fork(
-        &mut self,
-        start: Start,
-        control: &OwnedFd,
-        [stdin, stdout, stderr]: [OwnedFd; 3],
-    ) -> Result<(), (Stage, Errno)> {
         let Start {
             plan,
             timeout_ms,
             escalation,
         } = start;
-        let Plan {
-            namespaces,
-            steps,
-            exec,
-        } = plan;
-        let prepared = task::Prepared {
-            namespaces,
-            steps,
-            exec: exec::prepare(exec).map_err(|errno| (Stage::Exec, errno))?,
-        };
-        let (go_ahead, go) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| (Stage::Fork, errno))?;
-        let me = getpid();
-        let pid = match sys::fork(namespaces).map_err(|errno| (Stage::Fork, errno))? {
-            Fork::Parent(pid) => pid,
-            Fork::Child => {
-                let Ok(control) = control.try_clone() else {
-                    sys::exit(1)
-                };
+        let leads_namespace = plan.namespaces.pid;
+        match prepare(plan) {
+            Ok(Birth::Child {
+                prepared,
+                go_ahead,
+                parent,
+            }) => {
                 let descriptors = task::Descriptors {
                     control,
                     stdin,
@@ -272,23 +252,33 @@ impl Supervisor {
                     stderr,
                     go_ahead,
                 };
-                task::run(prepared, descriptors, me)
+                task::run(prepared, descriptors, parent)
             }
-        };
-        drop(go_ahead);
-        self.program = Some(Program {
-            pid,
-            leads_namespace: namespaces.pid,
-            timeout: timeout_ms.map(Duration::from_millis),
-            escalation,
-            until_exec: None,
-        });
-        // Recorded; from here on it may run. EPIPE: it was killed already, which wait reports.
-        let _ = write(&go, &pid.as_raw().to_ne_bytes());
-        if let Some(program) = &mut self.program {
-            program.until_exec = program.timeout.map(|_| go);
+            Ok(Birth::Parent { pid, go }) => {
+                let timeout = timeout_ms.map(Duration::from_millis);
+                self.program = Some(Program {
+                    pid,
+                    leads_namespace,
+                    timeout,
+                    escalation,
+                    until_exec: None,
+                });
+                // Recorded: from here on it may run. EPIPE: it was killed, which wait reports.
+                let _ = write(&go, &pid.as_raw().to_ne_bytes());
+                if let (Some(program), Some(_)) = (&mut self.program, timeout) {
+                    program.until_exec = Some(go);
+                }
+            }
+            Err((stage, errno)) => {
+                let failed = FromTask::Failed {
+                    stage,
+                    errno: errno as i32,
+                };
+                let _ = channel::send(&control, &failed, &[]);
+                // There is no program whose end could be waited for.
+                self.kill_tree();
+            }
         }
-        Ok(())
     }
 
     /// The program has executed: its time runs from now on.
@@ -342,20 +332,18 @@ impl Supervisor {
         self.reap();
     }
 
-    fn drain_signals(&mut self) {
-        let mut child_ended = false;
-        while let Ok(Some(signal)) = self.inherited.signals.read_signal() {
-            match i32::try_from(signal.ssi_signo) {
-                Ok(libc::SIGCHLD) => child_ended = true,
-                // A broken pipe is this process's own affair.
-                Ok(libc::SIGPIPE) | Err(_) => {}
-                Ok(number) => {
-                    reap::signal_descendants(number);
-                }
+    /// One at a time: if there are more, poll says so.
+    fn read_signal(&mut self) {
+        let Ok(Some(signal)) = self.inherited.signals.read_signal() else {
+            return;
+        };
+        match i32::try_from(signal.ssi_signo) {
+            Ok(libc::SIGCHLD) => self.reap(),
+            // A broken pipe is this process's own affair.
+            Ok(libc::SIGPIPE) | Err(_) => {}
+            Ok(number) => {
+                reap::signal_descendants(number);
             }
-        }
-        if child_ended {
-            self.reap();
         }
     }
 
@@ -397,6 +385,44 @@ impl Supervisor {
         } else {
             EXIT_SURVIVORS
         })
+    }
+}
+
+/// The two sides of the birth of a program.
+enum Birth {
+    Parent {
+        pid: Pid,
+        /// Write end of the go-ahead pipe.
+        go: OwnedFd,
+    },
+    Child {
+        prepared: task::Prepared,
+        go_ahead: OwnedFd,
+        parent: Pid,
+    },
+}
+
+/// Allocates and checks all that the child will need, then forks.
+fn prepare(plan: Plan) -> Result<Birth, (Stage, Errno)> {
+    let prepared = task::Prepared {
+        own_ids: sys::needs_user_namespace(plan.namespaces).then(|| (geteuid(), getegid())),
+        namespaces: plan.namespaces,
+        steps: plan.steps,
+        exec: exec::prepare(plan.exec).map_err(|errno| (Stage::Exec, errno))?,
+    };
+    let (go_ahead, go) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| (Stage::Fork, errno))?;
+    let parent = getpid();
+    match sys::fork(prepared.namespaces).map_err(|errno| (Stage::Fork, errno))? {
+        Fork::Parent(pid) => Ok(Birth::Parent { pid, go }),
+        Fork::Child => {
+            // Closed with all the others, by number.
+            let _ = go.into_raw_fd();
+            Ok(Birth::Child {
+                prepared,
+                go_ahead,
+                parent,
+            })
+        }
     }
 }
 

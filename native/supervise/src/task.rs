@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::SigSet;
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getegid, geteuid, Pid};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, Gid, Pid, Uid};
 use stdio_protocol::channel;
 use stdio_protocol::message::{FromTask, Namespaces, Stage, Step};
 
@@ -25,6 +25,8 @@ pub struct Descriptors {
 
 /// A plan whose memory is all allocated.
 pub struct Prepared {
+    /// The ids outside, if the task is born into a user namespace of its own.
+    pub own_ids: Option<(Uid, Gid)>,
     pub namespaces: Namespaces,
     pub steps: Vec<Step>,
     pub exec: exec::Prepared,
@@ -35,7 +37,6 @@ struct Failure(Stage, Errno);
 /// Runs in the forked child and does not return. Anything that goes wrong is told on the task's
 /// socket; the status is then of no interest to anybody.
 pub fn run(prepared: Prepared, descriptors: Descriptors, parent: Pid) -> ! {
-    let (uid, gid) = (geteuid(), getegid());
     let Ok((control, go_ahead)) = arrange(descriptors) else {
         sys::exit(1)
     };
@@ -46,7 +47,7 @@ pub fn run(prepared: Prepared, descriptors: Descriptors, parent: Pid) -> ! {
     let context = Context {
         parent: (!prepared.namespaces.pid).then_some(parent),
     };
-    let Failure(stage, errno) = setup(prepared.namespaces, uid.as_raw(), gid.as_raw())
+    let Failure(stage, errno) = setup(prepared.own_ids)
         .and_then(|()| steps(&prepared.steps, &context))
         .and_then(|()| become_program(&prepared.exec, control.as_fd(), pid))
         .map_or_else(|failure| failure, |never| match never {});
@@ -79,12 +80,12 @@ fn read_pid(go_ahead: OwnedFd) -> Option<i32> {
 
 /// A namespace's maps can only be written by a dumpable process; the task holds no descriptor
 /// but its own by now.
-fn setup(namespaces: Namespaces, uid: u32, gid: u32) -> Result<(), Failure> {
-    if !namespaces.user_if_unprivileged || uid == 0 {
+fn setup(own_ids: Option<(Uid, Gid)>) -> Result<(), Failure> {
+    let Some((uid, gid)) = own_ids else {
         return Ok(());
-    }
+    };
     prctl::set_dumpable(true)
-        .and_then(|()| sys::map_own_ids(uid, gid))
+        .and_then(|()| sys::map_own_ids(uid.as_raw(), gid.as_raw()))
         .map_err(|errno| Failure(Stage::Setup, errno))
 }
 
