@@ -47,20 +47,20 @@ defmodule Bench.Contenders do
 
   # MB/s of a fun that returns how many bytes it has seen.
   def rate(bytes, fun) do
-    {μs, seen} = :timer.tc(fun)
+    {micros, seen} = :timer.tc(fun)
     ^bytes = seen
-    bytes / μs
+    bytes / micros
   end
 
   # Calls per second of `processes` processes with `n` calls each.
   def spawners(processes, n, fun) do
-    {μs, _} =
+    {micros, _} =
       :timer.tc(fn ->
         tasks = for _ <- 1..processes, do: Task.async(fn -> for _ <- 1..n, do: fun.() end)
         Task.await_many(tasks, :infinity)
       end)
 
-    processes * n / μs * 1.0e6
+    processes * n / micros * 1.0e6
   end
 
   ## /bin/true
@@ -206,7 +206,7 @@ defmodule Bench.Contenders do
     |> Stdio.pipe!(["/bin/cat"])
     |> Enum.reduce(start, &pong/2)
     |> Map.fetch!(:times)
-    |> median_μs()
+    |> median_us()
   end
 
   # The first line finds the feeder and is not counted.
@@ -251,10 +251,10 @@ defmodule Bench.Contenders do
 
     Port.close(port)
     # The first one waits for cat to start.
-    times |> tl() |> median_μs()
+    times |> tl() |> median_us()
   end
 
-  defp median_μs(times) do
+  defp median_us(times) do
     System.convert_time_unit(times |> Bench.median() |> round(), :native, :nanosecond) / 1000
   end
 
@@ -324,16 +324,18 @@ defmodule Bench.Contenders do
     mark = "sleeper-#{System.pid()}"
     command = [Bench.floor_path(), "sleeper", mark]
     warm_up(contender)
-    :erlang.garbage_collect()
+    # What the first ones need and later ones use again is no cost of one more either.
+    few = start_sleepers(contender, command, div(n, 10))
+    halt_sleepers(contender, few, mark)
+    collect_garbage()
     before = {Proc.memory_with_helpers(), Proc.threads()}
 
-    coordinator = self()
-    {μs, pids} = :timer.tc(fn -> start_sleepers(contender, command, n) end)
+    {micros, pids} = :timer.tc(fn -> start_sleepers(contender, command, n) end)
     now = {Proc.memory_with_helpers(), Proc.threads()}
 
     ^n = length(Proc.marked(mark))
     gone = halt_sleepers(contender, pids, mark)
-    [n / μs * 1.0e6, memory_each(before, now, n), elem(now, 1) - elem(before, 1), gone]
+    [n / micros * 1.0e6, memory_each(before, now, n), elem(now, 1) - elem(before, 1), gone]
   end
 
   defp memory_each({nil, _}, _, _), do: nil

@@ -58,12 +58,16 @@ defmodule Stdio.TestCapabilities do
       {"user/max_user_namespaces", "0", "15000"}
     ]
 
-    Enum.find_value(switches, "not even root in this container has them", fn {name, off, on} ->
-      case File.read(Path.join("/proc/sys", name)) do
-        {:ok, value} -> if String.trim(value) == off, do: "sysctl -w #{name}=#{on}"
-        {:error, _} -> nil
+    Enum.find_value(
+      switches,
+      "they are on, but a chroot, a container or a security module refuses them",
+      fn {name, off, on} ->
+        case File.read(Path.join("/proc/sys", name)) do
+          {:ok, value} -> if String.trim(value) == off, do: "sysctl -w #{name}=#{on}"
+          {:error, _} -> nil
+        end
       end
-    end)
+    )
   end
 
   # Only a directory of our own shows whether one can be made, and whether it has cgroup.kill.

@@ -260,7 +260,9 @@ fn pipe(bytes: u64, chunk: usize) -> Result<()> {
     let mut input = Some(input);
     let (mut sent, mut seen): (u64, u64) = (0, 0);
     loop {
-        while let Some(fd) = &input {
+        // Not more than a pipe holds, else each turn would end with a write in vain.
+        let turn = sent + 65536;
+        while let Some(fd) = input.as_ref().filter(|_| sent < turn) {
             let offset = usize::try_from(sent % data.len() as u64)?;
             let left = usize::try_from(bytes - sent).unwrap_or(usize::MAX);
             let length = (data.len() - offset).min(left);
