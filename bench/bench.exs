@@ -323,24 +323,26 @@ defmodule Bench.Contenders do
   def sleepers(contender, n) do
     mark = "sleeper-#{System.pid()}"
     command = [Bench.floor_path(), "sleeper", mark]
+    # Before the first use of anything, memory after it: a thread of the library counts.
+    threads = Proc.threads()
     warm_up(contender)
     # What the first ones need and later ones use again is no cost of one more either.
     few = start_sleepers(contender, command, div(n, 10))
     halt_sleepers(contender, few, mark)
     collect_garbage()
-    before = {Proc.memory_with_helpers(), Proc.threads()}
+    before = Proc.memory_with_helpers()
 
     {micros, pids} = :timer.tc(fn -> start_sleepers(contender, command, n) end)
-    now = {Proc.memory_with_helpers(), Proc.threads()}
+    now = Proc.memory_with_helpers()
+    added = Proc.threads() - threads
 
     ^n = length(Proc.marked(mark))
     gone = halt_sleepers(contender, pids, mark)
-    [n / micros * 1.0e6, memory_each(before, now, n), elem(now, 1) - elem(before, 1), gone]
+    [n / micros * 1.0e6, memory_each(before, now, n), added, gone]
   end
 
-  defp memory_each({nil, _}, _, _), do: nil
-  defp memory_each(_, {nil, _}, _), do: nil
-  defp memory_each({before, _}, {now, _}, n), do: (now - before) / n
+  defp memory_each(before, now, _) when before == nil or now == nil, do: nil
+  defp memory_each(before, now, n), do: (now - before) / n
 
   # Returns when every program has written its newline.
   defp start_sleepers(contender, command, n) do

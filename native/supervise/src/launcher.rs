@@ -6,7 +6,8 @@
 //! 2. A root that ended otherwise than with status 0 may have left orphans. Its end is reported
 //!    after they are dead.
 //! 3. It holds the only write end of the lifeline: its death is every supervisor's end of file.
-//! 4. When its control socket closes, the BEAM is gone: it closes the lifeline, waits for its
+//! 4. When its control socket closes, or the process at its other end is dead, the BEAM is gone: it
+//!    closes the lifeline, waits for its
 //!    supervisors to end their trees, kills those that do not, and ends.
 
 use std::collections::HashMap;
@@ -40,6 +41,9 @@ const ORPHAN_PAUSE: Duration = Duration::from_millis(5);
 
 struct Launcher {
     control: OwnedFd,
+    /// The BEAM: a copy of its end of the socket, inherited by whatever it forked, cannot keep
+    /// the trees alive. `None` before Linux 6.5.
+    peer: Option<OwnedFd>,
     signals: SignalFd,
     lifeline_read: OwnedFd,
     /// `None` once the BEAM is gone.
@@ -62,6 +66,7 @@ pub fn run(control: OwnedFd, signals: SignalFd) -> ExitCode {
         Err(errno) => sys::die("pipe2", errno),
     };
     let mut launcher = Launcher {
+        peer: sys::peer_pidfd(&control),
         control,
         signals,
         lifeline_read,
@@ -95,9 +100,12 @@ enum Turn {
 impl Launcher {
     /// One round of the event loop.
     fn turn(&mut self, receiver: &mut Receiver) -> Turn {
-        let (control, signals) = self.wait();
+        let (control, signals, peer_died) = self.wait();
         if signals {
             self.drain_signals();
+        }
+        if peer_died {
+            self.begin_shutdown();
         }
         if control && self.lifeline.is_some() {
             match self.receive(receiver) {
@@ -112,7 +120,8 @@ impl Launcher {
         self.shutdown()
     }
 
-    fn wait(&self) -> (bool, bool) {
+    /// Whether there is something on the control socket, a signal, the end of the BEAM.
+    fn wait(&self) -> (bool, bool, bool) {
         let mut events = PollFlags::POLLIN;
         if !self.outbox.is_empty() {
             events |= PollFlags::POLLOUT;
@@ -120,6 +129,11 @@ impl Launcher {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         if self.lifeline.is_some() {
             fds.push(PollFd::new(self.control.as_fd(), events));
+            fds.extend(
+                self.peer
+                    .iter()
+                    .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)),
+            );
         }
         let timeout = if self.chased.is_empty() && self.lifeline.is_some() {
             PollTimeout::NONE
@@ -135,7 +149,7 @@ impl Launcher {
                 .and_then(PollFd::revents)
                 .is_some_and(|events| !events.is_empty())
         };
-        (ready(1), ready(0))
+        (ready(1), ready(0), ready(2))
     }
 
     /// Takes everything that has arrived. `Some` in the child of a fork.
@@ -148,8 +162,7 @@ impl Launcher {
                     }
                 }
                 Ok(None) => {
-                    self.lifeline = None;
-                    self.kill_roots_at = Some(Instant::now() + SHUTDOWN_GRACE);
+                    self.begin_shutdown();
                     return Ok(None);
                 }
                 Err(error) if error.errno() == Errno::EAGAIN => return Ok(None),
@@ -216,7 +229,7 @@ impl Launcher {
     /// In the child: the lifeline's write end goes before anything else can fail, and the
     /// launcher's control socket is replaced as fd 0.
     fn become_supervisor(self, control: OwnedFd, receiver: Receiver) -> ! {
-        drop(self.lifeline);
+        drop((self.lifeline, self.peer));
         sys::replace_stdin(self.control, control).map_or_else(
             |errno| sys::die("dup2", errno),
             |control| {
@@ -264,6 +277,12 @@ impl Launcher {
         for (id, _) in done {
             self.send(&FromLauncher::Exited { id });
         }
+    }
+
+    /// The BEAM is gone: every supervisor ends its tree when the lifeline ends.
+    fn begin_shutdown(&mut self) {
+        self.lifeline = None;
+        self.kill_roots_at = Some(Instant::now() + SHUTDOWN_GRACE);
     }
 
     /// After the BEAM's death: done when no child is left.

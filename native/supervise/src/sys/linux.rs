@@ -342,3 +342,22 @@ pub fn replace_stdin(old: OwnedFd, new: OwnedFd) -> Result<OwnedFd, Errno> {
     nix::unistd::dup2_stdin(&new)?;
     Ok(own_stdin())
 }
+
+/// The process that made the socket pair, as a pidfd. SO_PEERPIDFD, Linux 6.5, unix(7)
+pub fn peer_pidfd(socket: &OwnedFd) -> Option<OwnedFd> {
+    let mut fd: c_int = -1;
+    let mut length = libc::socklen_t::try_from(std::mem::size_of::<c_int>()).ok()?;
+    // SAFETY: both out-pointers are valid for the call, and `length` is the size of `fd`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERPIDFD,
+            ptr::from_mut(&mut fd).cast(),
+            &mut length,
+        )
+    };
+    Errno::result(result).ok()?;
+    // SAFETY: the kernel has just given this number to us (close-on-exec always).
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,701 @@
+//! The codec is total, allocates no more than its input justifies, and loses nothing.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use serde::de::DeserializeOwned;
+use serde::Serialize;
+use serde_bytes::ByteBuf;
+use stdio_protocol::call::{Call, TABLE};
+use stdio_protocol::channel::MAX_BODY;
+use stdio_protocol::codec::{decode, encode};
+use stdio_protocol::constant::{lookup, Family};
+use stdio_protocol::message::{
+    Escalation, Exec, Exit, FromLauncher, FromRoot, FromTask, Namespaces, Plan, Stage, Start, Step,
+    ToLauncher, ToRoot, Usage,
+};
+use stdio_protocol::value::{BadArgument, Limit, Path, Prio, Resource, Signal, Value};
+
+// ---- allocation ------------------------------------------------------------------------------
+
+/// Counts what the current thread holds, and the most that it has held.
+struct Counting;
+
+thread_local! {
+    static HELD: Cell<usize> = const { Cell::new(0) };
+    static PEAK: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every request goes to the system's allocator unchanged; the counters are plain cells
+// without a destructor, so they neither allocate nor outlive their thread's storage.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.get().wrapping_add(layout.size());
+        HELD.set(held);
+        PEAK.set(PEAK.get().max(held));
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // What another thread allocated may be freed here.
+        HELD.set(HELD.get().saturating_sub(layout.size()));
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most that `run` held at one time, beyond what the thread held before.
+fn peak_of<T>(run: impl FnOnce() -> T) -> (T, usize) {
+    let before = HELD.get();
+    PEAK.set(before);
+    let result = run();
+    (result, PEAK.get().saturating_sub(before))
+}
+
+/// serde reserves at most 1 MiB for a list ahead of what it has seen; lists are nested two deep.
+const AHEAD: usize = 4 << 20;
+/// The shortest element of a list in bytes is a [`Step`] (3); what it becomes in memory, with the
+/// old and the new room of a growing list counted both, is the factor.
+const FACTOR: usize = 128;
+
+/// Decodes within the bound, whatever comes out.
+fn decode_bounded<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let start = Instant::now();
+    let (result, peak) = peak_of(|| decode::<T>(bytes));
+    assert!(
+        peak <= AHEAD + FACTOR * bytes.len(),
+        "{peak} bytes held for {} of input",
+        bytes.len()
+    );
+    assert!(start.elapsed() < Duration::from_secs(5), "took too long");
+    result.ok()
+}
+
+/// As every message type of the protocol.
+fn decode_as_everything(bytes: &[u8]) {
+    check_total::<ToLauncher>(bytes);
+    check_total::<FromLauncher>(bytes);
+    check_total::<ToRoot>(bytes);
+    check_total::<FromRoot>(bytes);
+    check_total::<FromTask>(bytes);
+}
+
+/// What decodes at all can be encoded, and means the same afterwards.
+fn check_total<T: DeserializeOwned + Serialize + PartialEq + Debug>(bytes: &[u8]) {
+    if let Some(message) = decode_bounded::<T>(bytes) {
+        let again = encode(&message).unwrap();
+        assert_eq!(decode::<T>(&again).unwrap(), message);
+    }
+}
+
+// ---- generators ------------------------------------------------------------------------------
+
+fn bytes() -> impl Strategy<Value = ByteBuf> {
+    prop_oneof![
+        4 => vec(any::<u8>(), 0..40).prop_map(ByteBuf::from),
+        1 => vec(any::<u8>(), 0..4000).prop_map(ByteBuf::from),
+    ]
+}
+
+fn limit() -> impl Strategy<Value = Limit> {
+    (any::<u64>(), any::<u64>()).prop_map(|(cur, max)| Limit { cur, max })
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    prop_oneof![
+        Just(Call::Setsid {}),
+        (any::<i32>(), any::<u32>(), any::<i32>()).prop_map(|(which, who, priority)| {
+            Call::Setpriority {
+                which: Prio(which),
+                who,
+                priority,
+            }
+        }),
+        bytes().prop_map(|path| Call::Chdir { path: Path(path) }),
+        (any::<i32>(), limit()).prop_map(|(resource, limit)| Call::Setrlimit {
+            resource: Resource(resource),
+            limit,
+        }),
+        (any::<u32>(), any::<u32>(), vec(any::<u32>(), 0..70))
+            .prop_map(|(uid, gid, groups)| Call::Setugid { uid, gid, groups }),
+        Just(Call::NoNewPrivs {}),
+        any::<i32>().prop_map(|signal| Call::SetPdeathsig {
+            signal: Signal(signal)
+        }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    (call(), vec(any::<i32>(), 0..4), any::<bool>()).prop_map(|(call, ignore, errexit)| Step {
+        call,
+        ignore,
+        errexit,
+    })
+}
+
+fn exec() -> impl Strategy<Value = Exec> {
+    (
+        bytes(),
+        vec(bytes(), 0..6),
+        vec(bytes(), 0..6),
+        any::<bool>(),
+    )
+        .prop_map(|(file, argv, env, search)| Exec {
+            file,
+            argv,
+            env,
+            search,
+        })
+}
+
+fn namespaces() -> impl Strategy<Value = Namespaces> {
+    any::<[bool; 3]>().prop_map(|[net, pid, user_if_unprivileged]| Namespaces {
+        net,
+        pid,
+        user_if_unprivileged,
+    })
+}
+
+fn escalation() -> impl Strategy<Value = Escalation> {
+    (any::<i32>(), any::<u64>()).prop_map(|(signal, grace_ms)| Escalation { signal, grace_ms })
+}
+
+fn start() -> impl Strategy<Value = Start> {
+    let plan =
+        (namespaces(), vec(step(), 0..8), exec()).prop_map(|(namespaces, steps, exec)| Plan {
+            namespaces,
+            steps,
+            exec,
+        });
+    (plan, option::of(any::<u64>()), escalation()).prop_map(|(plan, timeout_ms, escalation)| {
+        Start {
+            plan,
+            timeout_ms,
+            escalation,
+        }
+    })
+}
+
+fn to_launcher() -> impl Strategy<Value = ToLauncher> {
+    prop_oneof![
+        (bytes(), limit()).prop_map(|(version, nofile)| ToLauncher::Hello { version, nofile }),
+        any::<u64>().prop_map(|id| ToLauncher::Fork { id }),
+        any::<u64>().prop_map(|id| ToLauncher::Kill { id }),
+    ]
+}
+
+fn from_launcher() -> impl Strategy<Value = FromLauncher> {
+    prop_oneof![
+        bytes().prop_map(|version| FromLauncher::Hello { version }),
+        (any::<u64>(), any::<i32>()).prop_map(|(id, errno)| FromLauncher::ForkFailed { id, errno }),
+        any::<u64>().prop_map(|id| FromLauncher::Exited { id }),
+    ]
+}
+
+fn to_root() -> impl Strategy<Value = ToRoot> {
+    prop_oneof![
+        3 => start().prop_map(|start| ToRoot::Start(Box::new(start))),
+        1 => escalation().prop_map(ToRoot::Terminate),
+    ]
+}
+
+fn exit() -> impl Strategy<Value = Exit> {
+    prop_oneof![
+        any::<u8>().prop_map(Exit::Status),
+        any::<i32>().prop_map(Exit::Signal),
+    ]
+}
+
+fn usage() -> impl Strategy<Value = Usage> {
+    any::<[u64; 9]>().prop_map(
+        |[utime_us, stime_us, maxrss_kib, minflt, majflt, inblock, oublock, nvcsw, nivcsw]| Usage {
+            utime_us,
+            stime_us,
+            maxrss_kib,
+            minflt,
+            majflt,
+            inblock,
+            oublock,
+            nvcsw,
+            nivcsw,
+        },
+    )
+}
+
+fn from_root() -> impl Strategy<Value = FromRoot> {
+    (exit(), usage(), any::<u32>()).prop_map(|(exit, usage, survivors)| FromRoot::Exited {
+        exit,
+        usage,
+        survivors,
+    })
+}
+
+fn stage() -> impl Strategy<Value = Stage> {
+    prop_oneof![
+        Just(Stage::Fork),
+        Just(Stage::Setup),
+        any::<u32>().prop_map(Stage::Step),
+        Just(Stage::Exec),
+    ]
+}
+
+fn from_task() -> impl Strategy<Value = FromTask> {
+    prop_oneof![
+        any::<i32>().prop_map(|pid| FromTask::Execing { pid }),
+        (stage(), any::<i32>()).prop_map(|(stage, errno)| FromTask::Failed { stage, errno }),
+    ]
+}
+
+/// A valid encoding of any message.
+fn encoded() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        to_launcher().prop_map(|message| encode(&message).unwrap()),
+        from_launcher().prop_map(|message| encode(&message).unwrap()),
+        to_root().prop_map(|message| encode(&message).unwrap()),
+        from_root().prop_map(|message| encode(&message).unwrap()),
+        from_task().prop_map(|message| encode(&message).unwrap()),
+    ]
+}
+
+/// A new variant does not compile here until the generators above make it too.
+#[allow(dead_code)]
+fn every_variant_is_generated(
+    (to_launcher, from_launcher): (ToLauncher, FromLauncher),
+    (to_root, from_root): (ToRoot, FromRoot),
+    (from_task, stage, exit): (FromTask, Stage, Exit),
+) {
+    match to_launcher {
+        ToLauncher::Hello { .. } | ToLauncher::Fork { .. } | ToLauncher::Kill { .. } => {}
+    }
+    match from_launcher {
+        FromLauncher::Hello { .. }
+        | FromLauncher::ForkFailed { .. }
+        | FromLauncher::Exited { .. } => {}
+    }
+    match to_root {
+        ToRoot::Start(_) | ToRoot::Terminate(_) => {}
+    }
+    match from_root {
+        FromRoot::Exited { .. } => {}
+    }
+    match from_task {
+        FromTask::Execing { .. } | FromTask::Failed { .. } => {}
+    }
+    match stage {
+        Stage::Fork | Stage::Setup | Stage::Step(_) | Stage::Exec => {}
+    }
+    match exit {
+        Exit::Status(_) | Exit::Signal(_) => {}
+    }
+}
+
+// ---- round trips -----------------------------------------------------------------------------
+
+/// There and back; every strict prefix and every extension of it is malformed.
+fn round_trip<T>(message: &T, cut: usize, tail: &[u8]) -> Result<(), TestCaseError>
+where
+    T: Serialize + DeserializeOwned + PartialEq + Debug,
+{
+    let bytes = encode(message).unwrap();
+    prop_assert_eq!(&decode_bounded::<T>(&bytes).unwrap(), message);
+    let cut = cut % bytes.len();
+    prop_assert!(
+        decode_bounded::<T>(&bytes[..cut]).is_none(),
+        "cut to {}",
+        cut
+    );
+    let longer = [bytes.as_slice(), tail].concat();
+    prop_assert!(
+        decode_bounded::<T>(&longer).is_none(),
+        "with {} trailing bytes",
+        tail.len()
+    );
+    Ok(())
+}
+
+fn tail() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 1..20)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn to_launcher_round_trips(message in to_launcher(), cut: usize, tail in tail()) {
+        round_trip(&message, cut, &tail)?;
+    }
+
+    #[test]
+    fn from_launcher_round_trips(message in from_launcher(), cut: usize, tail in tail()) {
+        round_trip(&message, cut, &tail)?;
+    }
+
+    #[test]
+    fn to_root_round_trips(message in to_root(), cut: usize, tail in tail()) {
+        round_trip(&message, cut, &tail)?;
+    }
+
+    #[test]
+    fn from_root_round_trips(message in from_root(), cut: usize, tail in tail()) {
+        round_trip(&message, cut, &tail)?;
+    }
+
+    #[test]
+    fn from_task_round_trips(message in from_task(), cut: usize, tail in tail()) {
+        round_trip(&message, cut, &tail)?;
+    }
+
+    #[test]
+    fn calls_round_trip(message in call(), cut: usize, tail in tail()) {
+        round_trip(&message, cut, &tail)?;
+    }
+
+    // ---- totality ----------------------------------------------------------------------------
+
+    #[test]
+    fn arbitrary_bytes_decode_to_something_or_nothing(bytes in vec(any::<u8>(), 0..4096)) {
+        decode_as_everything(&bytes);
+    }
+
+    /// Small bytes are tags and lengths far more often than arbitrary ones.
+    #[test]
+    fn plausible_bytes_decode_to_something_or_nothing(bytes in vec(0_u8..8, 0..400)) {
+        decode_as_everything(&bytes);
+    }
+
+    #[test]
+    fn mutated_messages_decode_to_something_or_nothing(
+        original in encoded(),
+        mutations in vec((any::<usize>(), mutation()), 1..6),
+    ) {
+        let mut bytes = original;
+        for (position, mutation) in mutations {
+            mutation.apply(&mut bytes, position);
+        }
+        decode_as_everything(&bytes);
+    }
+
+    /// Wherever a length stands, it may claim anything.
+    #[test]
+    fn a_huge_length_is_refused_without_making_room_for_it(
+        original in encoded(),
+        position: usize,
+        claimed in prop_oneof![
+            Just(u64::MAX),
+            Just(u64::from(u32::MAX)),
+            Just(1 << 40),
+            Just(isize::MAX.unsigned_abs() as u64),
+            (1_u64 << 20)..(1 << 34),
+        ],
+    ) {
+        let position = position % original.len();
+        let mut bytes = original[..position].to_vec();
+        bytes.extend(encode(&claimed).unwrap());
+        bytes.extend(&original[position + 1..]);
+        decode_as_everything(&bytes);
+    }
+
+    // ---- the table of calls ------------------------------------------------------------------
+
+    #[test]
+    fn no_arguments_make_the_table_panic(
+        name in prop_oneof![
+            3 => (0..TABLE.len()).prop_map(|row| TABLE[row].name.to_owned()),
+            1 => "[a-z_]{0,20}",
+        ],
+        arguments in vec(value(), 0..5),
+    ) {
+        let arity = TABLE.iter().find(|row| row.name == name).map(|row| row.arguments.len());
+        let given = arguments.len();
+        match Call::decode(&name, arguments) {
+            Ok(call) => {
+                prop_assert_eq!(call.name(), name);
+                let bytes = encode(&call).unwrap();
+                prop_assert_eq!(decode_bounded::<Call>(&bytes), Some(call));
+            }
+            Err(BadArgument::Undefined) => prop_assert_ne!(arity, Some(given)),
+            Err(BadArgument::Type(position) | BadArgument::UnknownConstant(position)) => {
+                prop_assert_eq!(arity, Some(given));
+                prop_assert!(position < given);
+            }
+        }
+    }
+
+    #[test]
+    fn good_arguments_make_the_call(call in call()) {
+        let expected = match &call {
+            // The decoder lets no such path through.
+            Call::Chdir { path } if path.0.is_empty() || path.0.contains(&0) => {
+                Err(BadArgument::Type(0))
+            }
+            call => Ok(call.clone()),
+        };
+        prop_assert_eq!(Call::decode(call.name(), arguments(&call)), expected);
+    }
+
+    #[test]
+    fn one_bad_argument_is_named(call in call(), position: usize, bad in bad_value()) {
+        let mut arguments = arguments(&call);
+        if arguments.is_empty() {
+            return Ok(());
+        }
+        let position = position % arguments.len();
+        arguments[position] = bad;
+        let fault = Call::decode(call.name(), arguments);
+        prop_assert_eq!(fault, Err(BadArgument::Type(position)));
+    }
+
+    #[test]
+    fn constants_are_known_by_name_in_any_letter_case(upper in vec(any::<bool>(), 13)) {
+        let spell = |name: &str| -> Value {
+            Value::Atom(
+                name.chars()
+                    .zip(upper.iter().chain(std::iter::repeat(&false)))
+                    .map(|(letter, upper)| match upper {
+                        true => letter.to_ascii_uppercase(),
+                        false => letter,
+                    })
+                    .collect(),
+            )
+        };
+        prop_assert_eq!(
+            Call::decode("set_pdeathsig", vec![spell("sigterm")]),
+            Ok(Call::SetPdeathsig { signal: Signal(15) })
+        );
+        prop_assert_eq!(
+            Call::decode("setpriority", vec![spell("prio_user"), Value::Int(0), Value::Int(0)]),
+            Ok(Call::Setpriority { which: Prio(2), who: 0, priority: 0 })
+        );
+    }
+
+    #[test]
+    fn looking_up_a_constant_is_total(name in "\\PC{0,40}") {
+        for family in [Family::Prio, Family::Rlimit, Family::Signal] {
+            let _ = lookup(family, &name);
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Mutation {
+    Flip(u8),
+    Set(u8),
+    Insert(u8),
+    Remove,
+    Truncate,
+    Repeat,
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    prop_oneof![
+        (0_u8..8).prop_map(|bit| Mutation::Flip(1 << bit)),
+        any::<u8>().prop_map(Mutation::Set),
+        any::<u8>().prop_map(Mutation::Insert),
+        Just(Mutation::Remove),
+        Just(Mutation::Truncate),
+        Just(Mutation::Repeat),
+    ]
+}
+
+impl Mutation {
+    fn apply(&self, bytes: &mut Vec<u8>, position: usize) {
+        if bytes.is_empty() {
+            return;
+        }
+        let position = position % bytes.len();
+        match self {
+            Self::Flip(mask) => bytes[position] ^= mask,
+            Self::Set(byte) => bytes[position] = *byte,
+            Self::Insert(byte) => bytes.insert(position, *byte),
+            Self::Remove => drop(bytes.remove(position)),
+            Self::Truncate => bytes.truncate(position),
+            Self::Repeat => bytes.extend_from_within(position..),
+        }
+    }
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        any::<i128>().prop_map(Value::Int),
+        any::<i32>().prop_map(|n| Value::Int(n.into())),
+        any::<u64>().prop_map(|n| Value::Int(n.into())),
+        "[a-zA-Z_]{0,16}".prop_map(Value::Atom),
+        prop_oneof![
+            Just("sigterm"),
+            Just("RLIMIT_core"),
+            Just("prio_user"),
+            Just("cur")
+        ]
+        .prop_map(|name| Value::Atom(name.to_owned())),
+        vec(any::<u8>(), 0..40).prop_map(Value::Bytes),
+    ];
+    leaf.prop_recursive(3, 40, 6, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..6).prop_map(Value::List),
+            vec((inner.clone(), inner), 0..4).prop_map(Value::Map),
+        ]
+    })
+}
+
+/// Fits no argument of any call.
+fn bad_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Int(i128::MAX)),
+        Just(Value::Int(i128::from(u64::MAX) + 1)),
+        Just(Value::Int(i128::from(i64::MIN))),
+        Just(Value::Bytes(vec![])),
+        Just(Value::Bytes(b"a\0b".to_vec())),
+        Just(Value::List(vec![Value::Int(-1)])),
+        Just(Value::Map(vec![(Value::Atom("cur".into()), Value::Int(1))])),
+    ]
+}
+
+/// What Elixir would have written for it.
+fn arguments(call: &Call) -> Vec<Value> {
+    let int = |number: i128| Value::Int(number);
+    match call {
+        Call::Setsid {} | Call::NoNewPrivs {} => vec![],
+        Call::Setpriority {
+            which,
+            who,
+            priority,
+        } => vec![
+            int(which.0.into()),
+            int((*who).into()),
+            int((*priority).into()),
+        ],
+        Call::Chdir { path } => vec![Value::Bytes(path.0.to_vec())],
+        Call::Setrlimit { resource, limit } => vec![
+            int(resource.0.into()),
+            Value::Map(vec![
+                (Value::Atom("max".into()), int(limit.max.into())),
+                (Value::Atom("cur".into()), int(limit.cur.into())),
+            ]),
+        ],
+        Call::Setugid { uid, gid, groups } => vec![
+            int((*uid).into()),
+            int((*gid).into()),
+            Value::List(groups.iter().map(|group| int((*group).into())).collect()),
+        ],
+        Call::SetPdeathsig { signal } => vec![int(signal.0.into())],
+    }
+}
+
+/// The generator has to know every row of the table, or nothing above means much.
+#[test]
+fn every_row_of_the_table_is_generated() {
+    let mut runner = TestRunner::deterministic();
+    let mut unseen: Vec<_> = TABLE.iter().map(|row| row.name).collect();
+    for _ in 0..1000 {
+        let call = call().new_tree(&mut runner).unwrap().current();
+        unseen.retain(|name| *name != call.name());
+    }
+    assert!(unseen.is_empty(), "{unseen:?}");
+}
+
+// ---- worst cases -----------------------------------------------------------------------------
+
+fn minimal() -> Start {
+    Start {
+        plan: Plan {
+            namespaces: Namespaces::default(),
+            steps: vec![],
+            exec: Exec {
+                file: ByteBuf::new(),
+                argv: vec![],
+                env: vec![],
+                search: false,
+            },
+        },
+        timeout_ms: None,
+        escalation: Escalation {
+            signal: 0,
+            grace_ms: 0,
+        },
+    }
+}
+
+/// The most memory for the least input: lists of the shortest elements.
+#[test]
+fn the_densest_messages_stay_within_the_bound() {
+    const LENGTH: usize = 1 << 20;
+    let empty = vec![ByteBuf::new(); LENGTH];
+    let shortest = Step {
+        call: Call::Setsid {},
+        ignore: vec![],
+        errexit: true,
+    };
+    let mut messages = vec![minimal(); 4];
+    messages[0].plan.exec.argv.clone_from(&empty);
+    messages[1].plan.exec.env = empty;
+    messages[2].plan.steps = vec![shortest.clone(); LENGTH / 3];
+    messages[3].plan.steps = vec![Step {
+        ignore: vec![0; LENGTH],
+        ..shortest
+    }];
+    for message in messages {
+        let bytes = encode(&ToRoot::Start(Box::new(message.clone()))).unwrap();
+        let decoded = decode_bounded::<ToRoot>(&bytes).unwrap();
+        assert_eq!(decoded, ToRoot::Start(Box::new(message)));
+    }
+}
+
+/// Nothing but lengths, each claiming the most: what can be nested claims at every level.
+#[test]
+fn lengths_all_the_way_are_refused_at_once() {
+    for claim in [u64::MAX, 1 << 62, 1 << 32, MAX_BODY as u64] {
+        let mut bytes = vec![0];
+        while bytes.len() < 1 << 16 {
+            bytes.extend(encode(&claim).unwrap());
+        }
+        for skip in 0..16 {
+            decode_as_everything(&bytes[skip..]);
+        }
+    }
+}
+
+#[test]
+fn nothing_and_unknown_tags_are_malformed() {
+    assert!(decode::<ToLauncher>(&[]).is_err());
+    assert!(decode::<ToRoot>(&[]).is_err());
+    for tag in 3..=u8::MAX {
+        assert!(decode::<ToLauncher>(&[tag, 0, 0, 0]).is_err(), "{tag}");
+    }
+    for tag in 2..=u8::MAX {
+        assert!(decode::<ToRoot>(&[tag, 0, 0]).is_err(), "{tag}");
+    }
+    // A call that is not in the table, where the first step's call stands.
+    let mut start = minimal();
+    start.plan.steps.push(Step {
+        call: Call::Setsid {},
+        ignore: vec![],
+        errexit: true,
+    });
+    let mut bytes = encode(&ToRoot::Start(Box::new(start))).unwrap();
+    // Tag, three booleans, the number of steps.
+    assert_eq!(bytes[..6], [0, 0, 0, 0, 1, 0]);
+    bytes[5] = u8::try_from(TABLE.len()).unwrap();
+    assert!(decode::<ToRoot>(&bytes).is_err());
+}
+
+#[test]
+fn booleans_and_options_have_two_values() {
+    let bytes = encode(&ToRoot::Start(Box::new(minimal()))).unwrap();
+    assert!(decode::<ToRoot>(&bytes).is_ok());
+    for position in 1..4 {
+        let mut bytes = bytes.clone();
+        bytes[position] = 2;
+        assert!(decode::<ToRoot>(&bytes).is_err(), "{position}");
+    }
+}
