@@ -4,11 +4,12 @@ defmodule Stdio.Native do
   # scheduler. `handle` is a resource; `ref` a reference of the caller's, which tags every message
   # that comes of the call:
   #
-  #   {ref, {:stdout | :stderr, chunk}}
   #   {ref, :started, os_pid}
-  #   {ref, :failed, place, posix}   last; place: :supervisor, :fork, :setup, {:step, index}, :exec,
-  #                                  {:signal | :exit_status, n} for a death in set-up
-  #   {ref, :exit, {:exit_status | :signal, n}, rusage, {stdin, stdout, stderr}}   last; bytes
+  #   {ref, {:stdout | :stderr, chunk}}   of an armed stream, which is in hand from then on
+  #   {ref, :exit, {:exit_status | :signal, n}, rusage}   the tree is gone, both streams in hand
+  #   {ref, :failed, place, posix}   instead of :started and :exit; place: :supervisor, :fork,
+  #                                  :setup, {:step, index}, :exec, and for a death in set-up
+  #                                  {:signal | :exit_status, n}
   #   {ref, :written} | {ref, {:error, :epipe}}   to a writer that was told :wait
 
   @on_load :load
@@ -27,9 +28,14 @@ defmodule Stdio.Native do
 
   # stream.rs
 
-  # {:ok, handle} | {:error, :launcher | posix | {:step, index, reason}}; spec.rs names the keys
-  def spawn(_spec, _ref, _credit), do: :erlang.nif_error(:nif_not_loaded)
-  def spawn_large(_spec, _ref, _credit), do: :erlang.nif_error(:nif_not_loaded)
+  # {:ok, handle} | {:error, :launcher | posix | {:step, index, reason}}; spec.rs names the keys.
+  # Both streams are armed.
+  def spawn(_spec, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def spawn_large(_spec, _ref), do: :erlang.nif_error(:nif_not_loaded)
+
+  # of a stream in hand: binary | :empty (armed now, unless :exit was sent) | :eof
+  def read(_handle, _stream), do: :erlang.nif_error(:nif_not_loaded)
+  def close_outputs(_handle), do: :erlang.nif_error(:nif_not_loaded)
 
   # :ok | :wait | {:error, :epipe}
   def write(_handle, _binary, _ref), do: :erlang.nif_error(:nif_not_loaded)
@@ -37,9 +43,6 @@ defmodule Stdio.Native do
   # :ok | {:error, :ebadf}
   def close_stdin(_handle), do: :erlang.nif_error(:nif_not_loaded)
 
-  # :ok
-  def credit(_handle, _chunks), do: :erlang.nif_error(:nif_not_loaded)
-
-  # :ok; the terminal message tells when it is done
-  def kill(_handle, _signal, _grace_ms), do: :erlang.nif_error(:nif_not_loaded)
+  # :ok; :exit tells when it is done. Output is dropped from now on.
+  def stop(_handle, _signal, _grace_ms), do: :erlang.nif_error(:nif_not_loaded)
 end

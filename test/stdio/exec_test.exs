@@ -182,6 +182,7 @@ defmodule Stdio.ExecTest do
 
       assert search("program", unusable ++ [good]) == [stdout: "good\n", exit_status: 0]
       assert search_error("program", unusable) == :enoent
+      for path <- unusable, do: assert(search_error("program", [path]) == :enoent, path)
       File.chmod!(closed, 0o755)
     end
 

@@ -33,6 +33,7 @@ defmodule Stdio.Test.Peer do
   The caller gets the port's messages; read what the source prints with `line/2`.
 
     * `:nofile` - soft limit of descriptors (`ulimit -Sn`)
+    * `:shell` - a line of shell to run before, such as `ulimit -Hn 256` or `exec 9</dev/null`
     * `:env` - list of `{name, value}`, added to the environment
     * `:assigns` - keyword of variables for the source, any term that `inspect/1` can write
     * `:args` - more arguments for `elixir`
@@ -73,8 +74,10 @@ defmodule Stdio.Test.Peer do
         number -> "ulimit -Sn #{number} && "
       end
 
+    shell = if line = opts[:shell], do: line <> " && ", else: ""
+
     args =
-      ["-c", limit <> ~s(exec "$@"), "sh", elixir] ++
+      ["-c", limit <> shell <> ~s(exec "$@"), "sh", elixir] ++
         paths ++ Keyword.get(opts, :args, []) ++ [script]
 
     env =

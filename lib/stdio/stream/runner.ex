@@ -7,16 +7,23 @@ defmodule Stdio.Stream.Runner do
   #
   #   1. Every message of a program carries its reference, and exactly one of them is the last.
   #      stop/1 takes them all, so none stays in the mailbox.
-  #   2. Credit is granted in batches: at most @credit chunks are under way.
-  #   3. A start that fails raises here, after everything was undone.
+  #   2. A stream (stdout, stderr) is either armed, and a message will bring its next chunk, or in
+  #      hand, and is read by a call. Reading an empty one arms it. So a busy program costs no
+  #      messages, and a slow consumer holds at most one chunk of each stream.
+  #   3. After :exit both are in hand and are read to their end. A process that has escaped and
+  #      holds a pipe is waited for @escaped_grace at most.
+  #   4. A start that fails raises here, after everything was undone.
 
   alias Stdio.{Command, Config, Launcher, Native, OpError, StreamError}
   alias Stdio.Stream.Feeder
 
-  @credit 16
-  @batch 8
   # From here on copying arguments and environment takes a while: dirty I/O.
   @large 64 * 1024
+  # ms, CONTRACT 6.2; and between two looks at such a pipe.
+  @escaped_grace 100
+  @escaped_pause 5
+  # While a program keeps its consumer busy, its mailbox is looked at after so many chunks.
+  @look 16
   # After the grace period of an escalation. The core gives up on a stuck helper before that.
   @stop_deadline 30_000
 
@@ -30,7 +37,16 @@ defmodule Stdio.Stream.Runner do
     :handle,
     :ref,
     :feeder,
-    unacknowledged: 0,
+    # streams to read, next one first
+    in_hand: [],
+    # chunks read since the mailbox was looked at
+    reads: 0,
+    # the terminal element, once it is known
+    exit: nil,
+    # monotonic ms until which pipes are waited for after the end
+    give_up: nil,
+    # streams without an end, after the end
+    held: [],
     ended: false
   ]
 
@@ -103,8 +119,8 @@ defmodule Stdio.Stream.Runner do
     end
   end
 
-  defp native_spawn(spec, ref, false), do: Native.spawn(spec, ref, @credit)
-  defp native_spawn(spec, ref, true), do: Native.spawn_large(spec, ref, @credit)
+  defp native_spawn(spec, ref, false), do: Native.spawn(spec, ref)
+  defp native_spawn(spec, ref, true), do: Native.spawn_large(spec, ref)
 
   defp launch(run) do
     case Launcher.ensure() do
@@ -207,15 +223,37 @@ defmodule Stdio.Stream.Runner do
 
   defp next(%{ended: true} = run), do: {:halt, run}
 
-  defp next(%{ref: ref, feeder: feeder} = run) do
+  defp next(%{in_hand: [stream | others], reads: reads} = run) when reads < @look do
+    case Native.read(run.handle, stream) do
+      chunk when is_binary(chunk) ->
+        {[{stream, chunk}], %{run | in_hand: others ++ [stream], reads: reads + 1}}
+
+      :empty when run.exit != nil ->
+        next(%{run | in_hand: others, held: [stream | run.held]})
+
+      # Armed, or at its end.
+      _ ->
+        next(%{run | in_hand: others})
+    end
+  end
+
+  defp next(%{in_hand: []} = run), do: wait(run, timeout(run))
+  defp next(run), do: wait(%{run | reads: 0}, 0)
+
+  defp timeout(%{exit: nil}), do: :infinity
+  defp timeout(%{held: []}), do: 0
+  defp timeout(_run), do: @escaped_pause
+
+  defp wait(%{ref: ref, feeder: feeder} = run, timeout) do
     monitor = feeder && elem(feeder, 1)
 
     receive do
       {^ref, {stream, _chunk} = element} when stream in [:stdout, :stderr] ->
-        {[element], acknowledge(run)}
+        {[element], %{run | in_hand: run.in_hand ++ [stream]}}
 
-      {^ref, :exit, exit, _rusage, _bytes} ->
-        {[terminal(exit)], %{run | ended: true}}
+      {^ref, :exit, exit, _rusage} ->
+        give_up = System.monotonic_time(:millisecond) + @escaped_grace
+        next(%{run | exit: terminal(exit), give_up: give_up, in_hand: [:stdout, :stderr]})
 
       {^ref, :feed, kind, reason, stacktrace} ->
         stop(run)
@@ -228,15 +266,24 @@ defmodule Stdio.Stream.Runner do
       {:DOWN, ^monitor, :process, _, reason} ->
         stop(%{run | feeder: nil})
         exit(reason)
+    after
+      timeout -> waited(run)
     end
   end
 
-  defp acknowledge(%{unacknowledged: count} = run) when count == @batch - 1 do
-    Native.credit(run.handle, @batch)
-    %{run | unacknowledged: 0}
+  defp waited(%{in_hand: [_ | _]} = run), do: next(run)
+  defp waited(%{held: []} = run), do: finish(run)
+
+  defp waited(run) do
+    if System.monotonic_time(:millisecond) < run.give_up do
+      next(%{run | in_hand: run.held, held: []})
+    else
+      Native.close_outputs(run.handle)
+      finish(run)
+    end
   end
 
-  defp acknowledge(run), do: %{run | unacknowledged: run.unacknowledged + 1}
+  defp finish(run), do: {[run.exit], %{run | ended: true}}
 
   defp terminal({:exit_status, status}), do: {:exit_status, status}
   defp terminal({:signal, signal}), do: {:termsig, Stdio.Signal.signal_name(signal)}
@@ -244,23 +291,24 @@ defmodule Stdio.Stream.Runner do
   # Runs after the last element, and when the consumer halts or raises before it.
   defp stop(%{ended: true} = run), do: stop_feeder(run)
 
-  defp stop(run) do
+  defp stop(%{exit: nil} = run) do
     stop_feeder(run)
     grace = Config.limits_ms(run.config).kill_timeout
-    signal = Config.kill_signal(run.config)
-    Native.kill(run.handle, signal, grace)
+    Native.stop(run.handle, Config.kill_signal(run.config), grace)
     drop(run, grace + @stop_deadline)
+    Native.close_outputs(run.handle)
   end
 
-  # Reads on while the program ends: one that cleans up after itself may have a lot to say.
+  # It has ended, and the consumer does not want the rest.
+  defp stop(run) do
+    stop_feeder(run)
+    Native.close_outputs(run.handle)
+  end
+
   defp drop(%{ref: ref} = run, timeout) do
     receive do
-      {^ref, {_stream, _chunk}} ->
-        Native.credit(run.handle, 1)
-        drop(run, timeout)
-
-      {^ref, :exit, _exit, _rusage, _bytes} ->
-        :ok
+      {^ref, {_stream, _chunk}} -> drop(run, timeout)
+      {^ref, :exit, _exit, _rusage} -> :ok
     after
       timeout -> :ok
     end

@@ -4,11 +4,11 @@
 //! Every message is a tuple whose first element is the reference that its receiver chose.
 
 use rustler::env::SavedTerm;
-use rustler::types::tuple::make_tuple;
-use rustler::{Atom, Encoder, Env, LocalPid, OwnedBinary, OwnedEnv, Reference, Term};
+use rustler::{Encoder, Env, LocalPid, OwnedBinary, OwnedEnv, Reference, Term};
 use stdio_protocol::message::{Exit, Stage, Usage};
 
 use crate::atoms;
+use crate::pipe::Stream;
 use crate::spec::errno_atom;
 
 /// A reference kept outside of any process.
@@ -70,7 +70,7 @@ impl Notifier {
     }
 
     /// `{ref, {:stdout | :stderr, chunk}}`
-    pub fn chunk(&mut self, to: &LocalPid, tag: &Tag, stream: Atom, chunk: OwnedBinary) {
+    pub fn chunk(&mut self, to: &LocalPid, tag: &Tag, stream: Stream, chunk: OwnedBinary) {
         self.send(to, |env| {
             let chunk = chunk.release(env).to_term(env);
             (tag.encode(env), (stream, chunk)).encode(env)
@@ -98,24 +98,11 @@ impl Notifier {
         });
     }
 
-    /// `{ref, :exit, {:exit_status | :signal, n}, rusage, {stdin, stdout, stderr bytes}}`
-    pub fn exited(
-        &mut self,
-        to: &LocalPid,
-        tag: &Tag,
-        exit: Exit,
-        usage: &Usage,
-        bytes: (u64, u64, u64),
-    ) {
+    /// `{ref, :exit, {:exit_status | :signal, n}, rusage}`
+    pub fn exited(&mut self, to: &LocalPid, tag: &Tag, exit: Exit, usage: &Usage) {
         self.send(to, |env| {
-            let elements = [
-                tag.encode(env),
-                atoms::exit().encode(env),
-                encode_exit(env, exit),
-                encode_usage(env, usage),
-                bytes.encode(env),
-            ];
-            make_tuple(env, &elements)
+            let (exit, usage) = (encode_exit(env, exit), encode_usage(env, usage));
+            (tag.encode(env), atoms::exit(), exit, usage).encode(env)
         });
     }
 

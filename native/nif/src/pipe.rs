@@ -39,7 +39,6 @@ pub struct Stdin {
     queue: VecDeque<Pending>,
     queued: usize,
     closing: bool,
-    written: u64,
     /// Registered with the I/O thread, which happens when the pipe is first full.
     watched: bool,
     /// The last write on a scheduler left off at [`INLINE_LIMIT`].
@@ -78,7 +77,6 @@ impl Stdin {
             queue: VecDeque::new(),
             queued: 0,
             closing: false,
-            written: 0,
             watched: false,
             stopped_early: false,
         }
@@ -95,10 +93,6 @@ impl Stdin {
 
     pub fn stopped_early(&self) -> bool {
         self.stopped_early
-    }
-
-    pub fn written(&self) -> u64 {
-        self.written
     }
 
     /// Whether the I/O thread has something to do when the pipe has room.
@@ -156,7 +150,6 @@ impl Stdin {
             match write(fd, &data[offset..]) {
                 Ok(written) => {
                     offset += written;
-                    self.written += written as u64;
                 }
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
@@ -223,23 +216,83 @@ impl Stdin {
     }
 }
 
-/// The read end of stdout or stderr.
+/// The read ends of stdout and stderr.
+///
+/// Whoever has a stream in hand reads it, the consumer's own NIF call or the I/O thread, never
+/// both: see `stream`.
+pub struct Outputs {
+    pub stdout: Option<Output>,
+    pub stderr: Option<Output>,
+    /// The program is dead, and `:exit` on its way: the I/O thread has let go of both.
+    pub ended: bool,
+    spare: Option<OwnedBinary>,
+}
+
+impl Outputs {
+    pub fn new(stdout: OwnedFd, stderr: Option<OwnedFd>) -> Self {
+        Self {
+            stdout: Some(Output::new(stdout)),
+            stderr: stderr.map(Output::new),
+            ended: false,
+            spare: None,
+        }
+    }
+
+    pub fn output(&self, stream: Stream) -> Option<&Output> {
+        match stream {
+            Stream::Stdout => self.stdout.as_ref(),
+            Stream::Stderr => self.stderr.as_ref(),
+        }
+    }
+
+    /// One read(2) of at most `size` bytes. A stream that has ended is closed.
+    pub fn read(&mut self, stream: Stream, size: usize) -> Chunk {
+        let slot = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let Some(output) = slot else {
+            return Chunk::End;
+        };
+        if self.ended {
+            output.bound();
+        }
+        let chunk = output.read(size, &mut self.spare);
+        if matches!(chunk, Chunk::End) {
+            *slot = None;
+        }
+        chunk
+    }
+
+    pub fn close(&mut self) {
+        self.stdout = None;
+        self.stderr = None;
+        self.spare = None;
+    }
+}
+
+/// As Elixir names them.
+#[derive(rustler::NifUnitEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
 pub struct Output {
     fd: OwnedFd,
     /// Set once the program is dead: how much may still be read.
     left: Option<usize>,
 }
 
-/// One read(2).
+/// What one read(2) came to.
 pub enum Chunk {
-    /// Whether the pipe was emptied by it.
-    Data(OwnedBinary, bool),
+    Data(OwnedBinary),
     Empty,
     End,
 }
 
 impl Output {
-    pub fn new(fd: OwnedFd) -> Self {
+    fn new(fd: OwnedFd) -> Self {
         Self { fd, left: None }
     }
 
@@ -249,46 +302,40 @@ impl Output {
 
     /// From now on at most what the pipe can hold at once is read: an escaped writer could keep
     /// it full for ever.
-    pub fn bound(&mut self) {
+    fn bound(&mut self) {
         if self.left.is_none() {
             let capacity = fcntl(&self.fd, FcntlArg::F_GETPIPE_SZ).unwrap_or(0);
             self.left = Some(usize::try_from(capacity).unwrap_or(0));
         }
     }
 
-    /// `spare` is a buffer of `size` bytes that short chunks leave behind for the next read.
-    pub fn read(&mut self, size: usize, spare: &mut Option<OwnedBinary>) -> Chunk {
+    /// `spare` is a buffer of `size` bytes that a short chunk leaves behind for the next read. A
+    /// stream that has nothing to read keeps none.
+    fn read(&mut self, size: usize, spare: &mut Option<OwnedBinary>) -> Chunk {
         if self.left == Some(0) {
             return Chunk::End;
         }
-        let mut buffer = spare
-            .take()
-            .filter(|buffer| buffer.len() == size)
-            .unwrap_or_else(|| OwnedBinary::new(size));
+        let mut buffer = spare.take().unwrap_or_else(|| OwnedBinary::new(size));
         let length = loop {
             match read(&self.fd, buffer.as_mut_slice()) {
                 Ok(0) => return Chunk::End,
                 Ok(length) => break length,
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    *spare = Some(buffer);
-                    return Chunk::Empty;
-                }
+                Err(Errno::EAGAIN) => return Chunk::Empty,
                 Err(_) => return Chunk::End,
             }
         };
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(length);
         }
-        let emptied = length < size;
         if length <= size / 2 {
             let chunk = OwnedBinary::from_slice(&buffer.as_slice()[..length]);
             *spare = Some(buffer);
-            return Chunk::Data(chunk, emptied);
+            return Chunk::Data(chunk);
         }
-        if emptied {
+        if length < size {
             buffer.realloc_or_copy(length);
         }
-        Chunk::Data(buffer, emptied)
+        Chunk::Data(buffer)
     }
 }

@@ -3,8 +3,8 @@
 //!
 //! Rules:
 //! 1. There are [`THREADS`] of them, however many programs run.
-//! 2. Registration is edge-triggered: a paused stream costs nothing and needs no epoll_ctl to
-//!    pause. Whoever resumes it reads first.
+//! 2. Output is registered one-shot: a stream that its consumer reads by itself, or does not read,
+//!    costs this thread nothing, however much the program writes. All else is edge-triggered.
 //! 3. The thread registers a session's descriptors itself; what is ready by then is reported at
 //!    once.
 //! 4. A panic while one session is served ends that session with an error event, not the thread.
@@ -76,8 +76,8 @@ impl Role {
 
 pub enum Command {
     Add(Box<Session>),
-    /// There is credit again.
-    Resume(RootId),
+    /// Nobody reads the output any more: throw it away, so that the program can end.
+    Discard(RootId),
     /// stdin has a queue, or is to be closed.
     Stdin(RootId),
     Terminate(RootId, Escalation),
@@ -169,18 +169,24 @@ impl Shard {
         }
     }
 
-    /// Edge-triggered; closing the descriptor ends it.
+    /// What is ready already is reported too. Closing the descriptor ends it.
     pub fn register(&self, id: RootId, role: Role, fd: impl AsFd) -> Result<(), Errno> {
-        let direction = match role {
-            Role::Stdin => EpollFlags::EPOLLOUT,
-            _ => EpollFlags::EPOLLIN,
-        };
-        let event = EpollEvent::new(direction | EpollFlags::EPOLLET, role.token(id));
-        match self.epoll.add(fd, event) {
-            Err(Errno::EEXIST) => Ok(()),
-            result => result,
-        }
+        self.epoll.add(fd, event(id, role))
     }
+
+    /// One more event of a one-shot registration, which may be due at once.
+    pub fn arm(&self, id: RootId, role: Role, fd: impl AsFd) -> Result<(), Errno> {
+        self.epoll.modify(fd, &mut event(id, role))
+    }
+}
+
+fn event(id: RootId, role: Role) -> EpollEvent {
+    let flags = match role {
+        Role::Stdin => EpollFlags::EPOLLOUT | EpollFlags::EPOLLET,
+        Role::Stdout | Role::Stderr => EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT,
+        _ => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
+    };
+    EpollEvent::new(flags, role.token(id))
 }
 
 struct Thread {
@@ -249,7 +255,7 @@ impl Thread {
                 }
                 launcher.prepare_spare();
             }
-            Command::Resume(id) => self.serve(id, Session::resume),
+            Command::Discard(id) => self.serve(id, Session::discard),
             Command::Stdin(id) => {
                 self.serve(id, |session, notifier| session.ready(Role::Stdin, notifier))
             }

@@ -5,31 +5,27 @@
 //! 2. The tree is gone when the supervisor reports the program's end; or, if the supervisor died,
 //!    when the launcher reports that; or, if the launcher died too, when both sockets have ended.
 //!    A session whose owner died waits for the end of the supervisor's socket instead of a report.
-//! 3. Everything that the program wrote is delivered first. A process that escaped and holds a
-//!    pipe is waited for [`ESCAPED_GRACE`] at most.
-//! 4. Reading takes credit, one per chunk; after the program's end it does not.
+//! 3. A stream that was armed is read once when there is something, and the chunk is sent. Then it
+//!    is the consumer's to read, until it is armed again.
+//! 4. With `:exit`, both streams are the consumer's for good, which reads them to their end.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{shutdown, Shutdown};
-use rustler::{Atom, LocalPid, OwnedBinary, ResourceArc};
+use rustler::{LocalPid, ResourceArc};
 use serde::de::DeserializeOwned;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
 use stdio_protocol::message::{Escalation, Exit, FromRoot, FromTask, RootId, ToRoot, Usage};
 
-use crate::atoms;
 use crate::launcher::{Launcher, ANSWER_DEADLINE};
 use crate::notify::{Failure, Notifier, Tag};
-use crate::pipe::{Chunk, Output};
+use crate::pipe::{Chunk, Stream};
 use crate::reactor::{Role, Shard};
 use crate::stream::{Handle, Shared};
 
-/// CONTRACT 6.2.
-const ESCAPED_GRACE: Duration = Duration::from_millis(100);
 /// A supervisor gives up on unkillable processes after 5 s; one that takes longer is stuck.
 const TEARDOWN_DEADLINE: Duration = Duration::from_secs(7);
 const RETRY: Duration = Duration::from_millis(2);
@@ -41,8 +37,6 @@ pub enum Alarm {
     Start,
     /// The start message did not fit.
     Send,
-    /// A pipe is still open after the end of the tree.
-    Escaped,
     /// The supervisor should have ended its tree.
     Stuck,
     /// The launcher should have ended the supervisor.
@@ -78,12 +72,9 @@ pub struct Session {
     pub launcher: Arc<Launcher>,
     pub owner: LocalPid,
     pub tag: Tag,
-    pub max_chunk: usize,
     pub unsent: Option<Unsent>,
     pub root: Option<OwnedFd>,
     pub task: Option<OwnedFd>,
-    pub stdout: Option<Output>,
-    pub stderr: Option<Output>,
     pub progress: Progress,
 }
 
@@ -100,10 +91,8 @@ pub struct Progress {
     lost: bool,
     /// Nobody listens: the owner is dead.
     orphaned: bool,
-    draining: bool,
-    stdout_bytes: u64,
-    stderr_bytes: u64,
-    spare: Option<OwnedBinary>,
+    /// The consumer has turned away: what comes is read and dropped.
+    discarding: bool,
 }
 
 impl Session {
@@ -120,9 +109,9 @@ impl Session {
                 shard.register(id, role, socket)?;
             }
         }
-        let outputs = [(Role::Stdout, &self.stdout), (Role::Stderr, &self.stderr)];
-        for (role, output) in outputs {
-            if let Some(output) = output {
+        let outputs = self.shared.outputs();
+        for (role, stream) in OUTPUTS {
+            if let Some(output) = outputs.output(stream) {
                 shard.register(id, role, output.fd())?;
             }
         }
@@ -134,16 +123,19 @@ impl Session {
         match role {
             Role::Task => self.read_task(notifier),
             Role::Root => self.read_root(),
-            Role::Stdout | Role::Stderr => self.read_output(role, notifier),
+            Role::Stdout => self.read_output(role, Stream::Stdout, notifier),
+            Role::Stderr => self.read_output(role, Stream::Stderr, notifier),
             Role::Stdin => self.shared.stdin().flush(notifier),
             Role::Wake | Role::Launcher => {}
         }
         self.settle(notifier)
     }
 
-    pub fn resume(&mut self, notifier: &mut Notifier) -> After {
-        self.read_output(Role::Stdout, notifier);
-        self.read_output(Role::Stderr, notifier);
+    pub fn discard(&mut self, notifier: &mut Notifier) -> After {
+        self.progress.discarding = true;
+        for (role, stream) in OUTPUTS {
+            self.read_output(role, stream, notifier);
+        }
         self.settle(notifier)
     }
 
@@ -174,8 +166,7 @@ impl Session {
         }
         self.task = None;
         self.unsent = None;
-        self.stdout = None;
-        self.stderr = None;
+        self.shared.outputs().close();
         self.shared.stdin().fail(notifier);
         self.settle_or(notifier, After::Alarm(TEARDOWN_DEADLINE, Alarm::Stuck))
     }
@@ -208,10 +199,6 @@ impl Session {
         match alarm {
             Alarm::Start => return self.start_overdue(notifier),
             Alarm::Send => return self.send_start(),
-            Alarm::Escaped => {
-                self.stdout = None;
-                self.stderr = None;
-            }
             Alarm::Stuck => {
                 self.launcher.kill(self.id());
                 return After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon);
@@ -309,50 +296,18 @@ impl Session {
         }
     }
 
-    fn read_output(&mut self, role: Role, notifier: &mut Notifier) {
-        let (slot, name, bytes) = match role {
-            Role::Stdout => (
-                &mut self.stdout,
-                atoms::stdout(),
-                &mut self.progress.stdout_bytes,
-            ),
-            _ => (
-                &mut self.stderr,
-                atoms::stderr(),
-                &mut self.progress.stderr_bytes,
-            ),
-        };
-        let Some(output) = slot else {
-            return;
-        };
-        let mut target = Target {
-            notifier,
-            owner: &self.owner,
-            tag: &self.tag,
-            name,
-            bytes,
-        };
-        let draining = self.progress.draining;
+    /// An armed stream has something. What is read is one chunk, unless nobody wants it.
+    fn read_output(&mut self, role: Role, stream: Stream, notifier: &mut Notifier) {
+        let mut outputs = self.shared.outputs();
         loop {
-            if !draining && !self.shared.take_credit() {
-                return;
-            }
-            match output.read(self.max_chunk, &mut self.progress.spare) {
-                Chunk::Data(chunk, emptied) => {
-                    target.send(chunk);
-                    if emptied && !draining {
-                        return;
-                    }
+            match outputs.read(stream, self.shared.max_chunk) {
+                Chunk::Data(_) if self.progress.discarding => {}
+                Chunk::Data(chunk) => {
+                    return notifier.chunk(&self.owner, &self.tag, stream, chunk);
                 }
-                Chunk::Empty => {
-                    self.shared.return_credit(draining);
-                    return;
-                }
-                Chunk::End => {
-                    self.shared.return_credit(draining);
-                    *slot = None;
-                    return;
-                }
+                Chunk::Empty => return self.shared.arm(&outputs, role, stream),
+                // The consumer learns it when it reads, and the end that matters is `:exit`.
+                Chunk::End => return,
             }
         }
     }
@@ -390,9 +345,8 @@ impl Session {
         };
         if self.progress.pid.is_none() {
             self.fail(Failure::DiedInSetup { exit });
-            return self.finish(notifier);
         }
-        self.drain(notifier)
+        self.finish(notifier)
     }
 
     /// The supervisor died: the launcher kills what it left, and then tells.
@@ -404,62 +358,25 @@ impl Session {
         After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon)
     }
 
-    /// The tree is gone: what its pipes still hold, then the end.
-    fn drain(&mut self, notifier: &mut Notifier) -> After {
-        let first = !self.progress.draining;
-        self.progress.draining = true;
-        for output in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
-            output.bound();
-        }
-        self.read_output(Role::Stdout, notifier);
-        self.read_output(Role::Stderr, notifier);
-        if self.stdout.is_none() && self.stderr.is_none() {
-            return self.finish(notifier);
-        }
-        if first {
-            return After::Alarm(ESCAPED_GRACE, Alarm::Escaped);
-        }
-        After::Wait
-    }
-
+    /// The tree is gone.
     fn finish(&mut self, notifier: &mut Notifier) -> After {
-        let written = {
-            let mut stdin = self.shared.stdin();
-            stdin.fail(notifier);
-            stdin.written()
-        };
+        self.shared.stdin().fail(notifier);
+        self.shared.outputs().ended = true;
         match (self.progress.failure, self.progress.exit) {
             (Some(failure), _) => notifier.failed(&self.owner, &self.tag, failure),
             (None, Some((exit, usage))) => {
-                let bytes = (
-                    written,
-                    self.progress.stdout_bytes,
-                    self.progress.stderr_bytes,
-                );
-                notifier.exited(&self.owner, &self.tag, exit, &usage, bytes);
+                notifier.exited(&self.owner, &self.tag, exit, &usage);
             }
             (None, None) => {}
         }
-        self.shared.closed.store(true, Ordering::Release);
         After::Done
     }
 }
 
-/// Where chunks of one stream go.
-struct Target<'a> {
-    notifier: &'a mut Notifier,
-    owner: &'a LocalPid,
-    tag: &'a Tag,
-    name: Atom,
-    bytes: &'a mut u64,
-}
-
-impl Target<'_> {
-    fn send(&mut self, chunk: OwnedBinary) {
-        *self.bytes += chunk.len() as u64;
-        self.notifier.chunk(self.owner, self.tag, self.name, chunk);
-    }
-}
+const OUTPUTS: [(Role, Stream); 2] = [
+    (Role::Stdout, Stream::Stdout),
+    (Role::Stderr, Stream::Stderr),
+];
 
 /// The next message; `None` if there is none yet, or the peer is gone (then the socket is closed).
 fn receive<T: DeserializeOwned>(socket: &mut Option<OwnedFd>, launcher: &Launcher) -> Option<T> {

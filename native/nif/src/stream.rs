@@ -1,7 +1,16 @@
-//! One supervised program as Elixir holds it: `spawn`, `write`, `kill`, and what goes with them.
+//! One supervised program as Elixir holds it: `spawn`, `read`, `write`, `stop`.
+//!
+//! Who reads stdout and stderr, rules:
+//! 1. A stream is either armed, and then the I/O thread sends the next chunk; or in the consumer's
+//!    hand, which reads it by its own NIF call. Both are armed at the start.
+//! 2. A chunk that was sent puts its stream into the consumer's hand. A read that finds nothing
+//!    arms it.
+//! 3. After `:exit` both are in the consumer's hand for good.
+//!
+//! So a busy stream costs no thread switch and no message, an idle one no polling, and at most
+//! one chunk of each stream is under way to a slow consumer.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -17,7 +26,7 @@ use stdio_protocol::value::BadArgument;
 
 use crate::launcher::{self, Launcher, Root};
 use crate::notify::{Tag, Waiter};
-use crate::pipe::{Output, Stdin, Written};
+use crate::pipe::{Chunk, Outputs, Stdin, Stream, Written};
 use crate::reactor::{self, Command, Role, Shard};
 use crate::session::{Progress, Session, Unsent};
 use crate::spec::{errno_atom, BadStep, Spec, StderrMode, StdinMode};
@@ -28,12 +37,8 @@ pub struct Shared {
     pub id: RootId,
     shard: Arc<Shard>,
     stdin: Mutex<Stdin>,
-    /// Chunks that may be sent before more is granted.
-    credit: AtomicI64,
-    /// Set by the I/O thread when it stopped reading for lack of credit.
-    paused: AtomicBool,
-    /// The terminal event has been sent.
-    pub closed: AtomicBool,
+    outputs: Mutex<Outputs>,
+    pub max_chunk: usize,
 }
 
 impl Shared {
@@ -53,34 +58,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Takes credit for one chunk; without any, notes that reading has to be resumed.
-    pub fn take_credit(&self) -> bool {
-        loop {
-            if self.credit.fetch_sub(1, Ordering::AcqRel) > 0 {
-                return true;
-            }
-            self.credit.fetch_add(1, Ordering::AcqRel);
-            self.paused.store(true, Ordering::Release);
-            // Granted in between: whoever clears the flag reads on.
-            if self.credit.load(Ordering::Acquire) <= 0
-                || !self.paused.swap(false, Ordering::AcqRel)
-            {
-                return false;
-            }
-        }
+    pub fn outputs(&self) -> MutexGuard<'_, Outputs> {
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nothing was read for it.
-    pub fn return_credit(&self, draining: bool) {
-        if !draining {
-            self.credit.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    fn grant(&self, chunks: i64) {
-        self.credit.fetch_add(chunks, Ordering::AcqRel);
-        if self.paused.swap(false, Ordering::AcqRel) {
-            self.shard.command(Command::Resume(self.id));
+    /// The I/O thread sends the next chunk of this stream. An error would be a bug of ours; the
+    /// stream then ends with the program.
+    pub fn arm(&self, outputs: &Outputs, role: Role, stream: Stream) {
+        if let Some(output) = outputs.output(stream) {
+            let _ = self.shard.arm(self.id, role, output.fd());
         }
     }
 }
@@ -168,27 +154,17 @@ fn ours(fd: OwnedFd) -> Result<OwnedFd, Errno> {
 /// `{:error, :launcher}`: there is none, launch it. `{:error, posix}`.
 /// `{:error, {:step, index, :undef | :enotsup | {:badarg, position}}}`.
 #[rustler::nif]
-fn spawn<'a>(env: Env<'a>, spec: Spec<'a>, reference: Reference<'a>, credit: i64) -> Term<'a> {
-    spawn_program(env, &spec, reference, credit)
+fn spawn<'a>(env: Env<'a>, spec: Spec<'a>, reference: Reference<'a>) -> Term<'a> {
+    spawn_program(env, &spec, reference)
 }
 
 /// The same for arguments and environments that take a while to copy.
 #[rustler::nif(schedule = "DirtyIo")]
-fn spawn_large<'a>(
-    env: Env<'a>,
-    spec: Spec<'a>,
-    reference: Reference<'a>,
-    credit: i64,
-) -> Term<'a> {
-    spawn_program(env, &spec, reference, credit)
+fn spawn_large<'a>(env: Env<'a>, spec: Spec<'a>, reference: Reference<'a>) -> Term<'a> {
+    spawn_program(env, &spec, reference)
 }
 
-fn spawn_program<'a>(
-    env: Env<'a>,
-    spec: &Spec<'a>,
-    reference: Reference<'a>,
-    credit: i64,
-) -> Term<'a> {
+fn spawn_program<'a>(env: Env<'a>, spec: &Spec<'a>, reference: Reference<'a>) -> Term<'a> {
     let start = match spec.start(env) {
         Ok(start) => start,
         Err(BadStep { index, reason }) => {
@@ -210,7 +186,6 @@ fn spawn_program<'a>(
             let owner = Owner {
                 env,
                 tag: Tag::new(reference),
-                credit,
                 max_chunk: spec.max_chunk,
             };
             connect(owner, launcher, datagram, connections)
@@ -225,7 +200,6 @@ fn spawn_program<'a>(
 struct Owner<'a> {
     env: Env<'a>,
     tag: Tag,
-    credit: i64,
     max_chunk: usize,
 }
 
@@ -247,9 +221,8 @@ fn connect(
         id: root.id,
         shard: shard.clone(),
         stdin: Mutex::new(Stdin::new(connections.stdin)),
-        credit: AtomicI64::new(owner.credit),
-        paused: AtomicBool::new(false),
-        closed: AtomicBool::new(false),
+        outputs: Mutex::new(Outputs::new(connections.stdout, connections.stderr)),
+        max_chunk: owner.max_chunk,
     });
     let handle = ResourceArc::new(Handle {
         shared: shared.clone(),
@@ -264,12 +237,9 @@ fn connect(
         launcher,
         owner: pid,
         tag: owner.tag,
-        max_chunk: owner.max_chunk,
         unsent,
         root: Some(root.socket),
         task: Some(connections.task),
-        stdout: Some(Output::new(connections.stdout)),
-        stderr: connections.stderr.map(Output::new),
         progress: Progress::default(),
     })));
     Ok(handle)
@@ -324,19 +294,42 @@ fn close_stdin<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
     }
 }
 
-/// Grants credit for `chunks` more chunks.
+/// The next chunk of a stream that is in the caller's hand; `:empty` (it is armed now, if the
+/// program lives); `:eof`.
 #[rustler::nif]
-fn credit(handle: ResourceArc<Handle>, chunks: i64) -> Atom {
-    handle.shared.grant(chunks);
+fn read<'a>(env: Env<'a>, handle: ResourceArc<Handle>, stream: Stream) -> Term<'a> {
+    let shared = &handle.shared;
+    let mut outputs = shared.outputs();
+    match outputs.read(stream, shared.max_chunk) {
+        Chunk::Data(chunk) => chunk.release(env).to_term(env),
+        Chunk::Empty => {
+            if !outputs.ended {
+                let role = match stream {
+                    Stream::Stdout => Role::Stdout,
+                    Stream::Stderr => Role::Stderr,
+                };
+                shared.arm(&outputs, role, stream);
+            }
+            atoms::empty().encode(env)
+        }
+        Chunk::End => atoms::eof().encode(env),
+    }
+}
+
+/// Closes both outputs, whoever still holds their other ends.
+#[rustler::nif]
+fn close_outputs(handle: ResourceArc<Handle>) -> Atom {
+    handle.shared.outputs().close();
     atoms::ok()
 }
 
-/// Ends the program: `signal`, and after `grace_ms` SIGKILL to its tree. The terminal event tells
-/// when it is done.
+/// Ends the program: `signal`, and after `grace_ms` SIGKILL to its tree. Its output is dropped
+/// from now on. `:exit` tells when it is done.
 #[rustler::nif]
-fn kill(handle: ResourceArc<Handle>, signal: i32, grace_ms: u64) -> Atom {
+fn stop(handle: ResourceArc<Handle>, signal: i32, grace_ms: u64) -> Atom {
     let shared = &handle.shared;
     let escalation = Escalation { signal, grace_ms };
+    shared.shard.command(Command::Discard(shared.id));
     shared
         .shard
         .command(Command::Terminate(shared.id, escalation));
