@@ -63,7 +63,7 @@ defmodule Stdio.Faults.BeamDeathTest do
 
   test "row 2, while a grace period runs", %{mark: mark} do
     # CONTRACT 2: kill_timeout never delays a tree whose owner died.
-    config = [timeout: 1, kill_signal: :sigterm, kill_timeout: 60_000]
+    config = [timeout: 500, kill_signal: :sigterm, kill_timeout: 60_000]
     programs = [[Proc.fixture("fork-tree"), mark | @stubborn]]
     times = rounds(2, mark, programs, 1 + 3 + 9, config)
     report("row 2, BEAM killed in the grace period: #{spread(times)}")

@@ -28,6 +28,9 @@ use crate::stream::{Handle, Shared};
 
 /// A supervisor gives up on unkillable processes after 5 s; one that takes longer is stuck.
 const TEARDOWN_DEADLINE: Duration = Duration::from_secs(7);
+/// Chunks; then other sessions have their turn, and a program that never stops writing does not
+/// hold up the message that ends it.
+const DISCARDED_AT_ONCE: usize = 16;
 const RETRY: Duration = Duration::from_millis(2);
 
 /// What an I/O thread is woken for at a set time. `Flush` and `Reap` concern launchers.
@@ -87,8 +90,8 @@ pub struct Progress {
     exit: Option<(Exit, Usage)>,
     /// The launcher has seen the supervisor's end, or has ended itself.
     root_gone: bool,
-    /// The supervisor's socket has ended without a report.
-    lost: bool,
+    /// An alarm has been set for an end that should come by itself.
+    overdue: bool,
     /// Nobody listens: the owner is dead.
     orphaned: bool,
     /// The consumer has turned away: what comes is read and dropped.
@@ -272,17 +275,20 @@ impl Session {
                 None => break,
             }
         }
-        let Progress {
+        if self.task.is_none() {
+            self.tell_started(notifier);
+        }
+    }
+
+    fn tell_started(&mut self, notifier: &mut Notifier) {
+        if let Progress {
             pid: Some(pid),
             started: false,
             failure: None,
             orphaned: false,
             ..
         } = self.progress
-        else {
-            return;
-        };
-        if self.task.is_none() {
+        {
             self.progress.started = true;
             notifier.started(&self.owner, &self.tag, pid);
         }
@@ -299,17 +305,18 @@ impl Session {
     /// An armed stream has something. What is read is one chunk, unless nobody wants it.
     fn read_output(&mut self, role: Role, stream: Stream, notifier: &mut Notifier) {
         let mut outputs = self.shared.outputs();
-        loop {
+        for _ in 0..DISCARDED_AT_ONCE {
             match outputs.read(stream, self.shared.max_chunk) {
                 Chunk::Data(_) if self.progress.discarding => {}
                 Chunk::Data(chunk) => {
                     return notifier.chunk(&self.owner, &self.tag, stream, chunk);
                 }
-                Chunk::Empty => return self.shared.arm(&outputs, role, stream),
+                Chunk::Empty => break,
                 // The consumer learns it when it reads, and the end that matters is `:exit`.
                 Chunk::End => return,
             }
         }
+        self.shared.arm(&outputs, role, stream);
     }
 
     /// What follows from what is known by now.
@@ -338,10 +345,14 @@ impl Session {
             if gone || self.root.is_none() {
                 return self.finish(notifier);
             }
-            return After::Wait;
+            return self.wait_once(Alarm::Stuck);
         }
         let Some((exit, _)) = self.progress.exit else {
-            return self.wait_for_launcher();
+            // The supervisor died: the launcher kills what it left, and then tells.
+            return match self.root {
+                Some(_) => After::Wait,
+                None => self.wait_once(Alarm::Abandon),
+            };
         };
         if self.progress.pid.is_none() {
             self.fail(Failure::DiedInSetup { exit });
@@ -349,13 +360,12 @@ impl Session {
         self.finish(notifier)
     }
 
-    /// The supervisor died: the launcher kills what it left, and then tells.
-    fn wait_for_launcher(&mut self) -> After {
-        if self.root.is_some() || self.progress.lost {
+    /// For an end that should come without being asked for.
+    fn wait_once(&mut self, alarm: Alarm) -> After {
+        if std::mem::replace(&mut self.progress.overdue, true) {
             return After::Wait;
         }
-        self.progress.lost = true;
-        After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon)
+        After::Alarm(TEARDOWN_DEADLINE, alarm)
     }
 
     /// The tree is gone.
@@ -363,8 +373,12 @@ impl Session {
         self.shared.stdin().fail(notifier);
         self.shared.outputs().ended = true;
         match (self.progress.failure, self.progress.exit) {
-            (Some(failure), _) => notifier.failed(&self.owner, &self.tag, failure),
+            (Some(failure), _) => {
+                self.shared.outputs().close();
+                notifier.failed(&self.owner, &self.tag, failure);
+            }
             (None, Some((exit, usage))) => {
+                self.tell_started(notifier);
                 notifier.exited(&self.owner, &self.tag, exit, &usage);
             }
             (None, None) => {}
