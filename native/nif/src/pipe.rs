@@ -142,14 +142,19 @@ impl Stdin {
         Written::Waiting
     }
 
-    /// Writes until the pipe is full, `limit` is reached or all is written.
+    /// Writes until the pipe is full, `limit` is reached or all is written. A short write means
+    /// full: trying once more would only fight with the reader over the pipe's lock.
     fn write_some(&mut self, data: &[u8], limit: usize) -> Result<usize, Errno> {
         let fd = self.fd.as_ref().ok_or(Errno::EPIPE)?;
         let mut offset = 0;
         while offset < data.len() && offset < limit {
             match write(fd, &data[offset..]) {
                 Ok(written) => {
+                    let full = written < data.len() - offset;
                     offset += written;
+                    if full {
+                        break;
+                    }
                 }
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}

@@ -184,6 +184,8 @@ fn event(id: RootId, role: Role) -> EpollEvent {
     let flags = match role {
         Role::Stdin => EpollFlags::EPOLLOUT | EpollFlags::EPOLLET,
         Role::Stdout | Role::Stderr => EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT,
+        // What the task says matters once it has said all: exec, or its end, closes the socket.
+        Role::Task => EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET,
         _ => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
     };
     EpollEvent::new(flags, role.token(id))
