@@ -49,7 +49,7 @@ defmodule Stdio.Faults.BeamDeathTest do
   test "row 1: a child that reads, and one that never would", %{mark: mark} do
     # At the end of its stdin the first one ends by itself, as it would without any supervision.
     programs = [[Proc.fixture("digest"), mark], [Proc.fixture("never-read"), mark]]
-    times = rounds(size(6, 100), mark, programs, 2)
+    times = rounds(size(4, 100), mark, programs, 2)
     report("row 1, BEAM killed, child reads: #{spread(times)}")
   end
 
@@ -57,15 +57,28 @@ defmodule Stdio.Faults.BeamDeathTest do
 
   test "row 2: a tree with sessions of its own, double forks and no ear for TERM", %{mark: mark} do
     programs = [[Proc.fixture("fork-tree"), mark | @stubborn]]
-    times = rounds(size(6, 100), mark, programs, 1 + 3 + 9)
+    times = rounds(size(4, 100), mark, programs, 1 + 3 + 9)
     report("row 2, BEAM killed, stubborn tree: #{spread(times)}")
   end
 
-  test "row 2, while a grace period runs", %{mark: mark} do
-    # CONTRACT 2: kill_timeout never delays a tree whose owner died.
-    config = [timeout: 500, kill_signal: :sigterm, kill_timeout: 60_000]
-    programs = [[Proc.fixture("fork-tree"), mark | @stubborn]]
-    times = rounds(2, mark, programs, 1 + 3 + 9, config)
+  # Prints `term` when it is asked to end, and goes on.
+  @grace """
+  config = [timeout: 200, kill_signal: :sigterm, kill_timeout: 60_000]
+
+  Stdio.stream!([program, mark, "--report"], Stdio.Process, config)
+  |> Enum.each(fn {:stdout, text} -> IO.write(text) end)
+  """
+
+  test "row 2, while a grace period runs: it never delays a tree whose owner died", %{mark: mark} do
+    times =
+      for _ <- 1..2 do
+        peer = Proc.peer_beam(@grace, assigns: [program: Proc.fixture("ignore-term"), mark: mark])
+
+        assert Peer.line(peer) == "ready"
+        assert Peer.line(peer) == "term"
+        kill_and_time(peer, mark, launcher(peer.os_pid))
+      end
+
     report("row 2, BEAM killed in the grace period: #{spread(times)}")
   end
 
@@ -92,7 +105,7 @@ defmodule Stdio.Faults.BeamDeathTest do
     tree = [Proc.fixture("fork-tree"), mark, "1", "2", "--setsid", "--double-fork"]
 
     times =
-      for _ <- 1..size(6, 100) do
+      for _ <- 1..size(4, 100) do
         peer = Proc.peer_beam(@churn, assigns: [tree: tree])
         await_marked(mark, 1)
         pause_us(:rand.uniform(100_000))

@@ -1,0 +1,205 @@
+defmodule Stdio.Faults.HelperDeathTest do
+  # FAULTS row 6, the launcher's half, and rows 4 and 7 in part: SIGKILL for launcher, supervisors
+  # and the spare supervisor. Every stream gets its one end, no tree survives, the next use works.
+  use Stdio.Test.StreamCase
+
+  import Stdio.Test.Fault
+
+  @moduletag :testbin
+  @moduletag timeout: 120_000
+
+  setup do
+    %{launcher: warm_up()}
+  end
+
+  defp tree(mark, words \\ []), do: [Proc.fixture("fork-tree"), mark, "2", "2" | words]
+
+  @stubborn ~w(--setsid --double-fork --ignore-term)
+  @killed [termsig: :sigkill]
+
+  # One of each kind of stream, as functions for processes of their own.
+  defp streams(mark) do
+    endless = fn -> Stream.repeatedly(fn -> String.duplicate("x", 10_000) end) end
+
+    [
+      fn -> Stdio.stream!(tree(mark, @stubborn)) end,
+      fn -> Stdio.stream!(tree(mark, ["--stop"])) end,
+      fn -> Stdio.stream!([Proc.fixture("digest"), mark]) end,
+      # Output under way, and a consumer that is slow to take it.
+      fn ->
+        [Proc.fixture("fill-pipe"), mark, "100000000000"]
+        |> Stdio.stream!()
+        |> Stream.each(fn _ -> Process.sleep(1) end)
+      end,
+      # A feeder that is blocked, and one that never is.
+      fn -> Stdio.pipe!(endless.(), [Proc.fixture("never-read"), mark]) end,
+      fn -> Stdio.pipe!(endless.(), [Proc.fixture("digest"), mark]) end,
+      fn ->
+        config = [timeout: 1_000_000, kill_signal: :sigterm]
+        Stdio.stream!([Proc.fixture("ignore-term"), mark], Stdio.Process, config)
+      end
+    ]
+  end
+
+  # Their processes, when all run.
+  @processes 7 + 7 + 1 + 1 + 1 + 1 + 1
+
+  defp start_all(mark) do
+    tasks = for stream <- streams(mark), do: aside(fn -> outcome(stream.()) end)
+    await_marked(mark, @processes)
+    tasks
+  end
+
+  test "the launcher, while all kinds of streams run", %{mark: mark, launcher: launcher} do
+    Oracle.clean(fn _ ->
+      times =
+        for _ <- 1..3 do
+          launcher = launcher() || launcher
+          tasks = start_all(mark)
+          started = System.monotonic_time()
+          assert Proc.kill(launcher, 9) == :ok
+          # A signal that told the truth, or the one that stands for "unknown".
+          for task <- tasks, do: assert(await(task) == {:termsig, :sigkill})
+          time = elapsed(started)
+          # Ended means gone, not going.
+          assert Proc.find(mark) == []
+          assert Proc.wait_until(fn -> helpers(launcher) == [] end)
+          assert list("echo again") == [stdout: "again\n", exit_status: 0]
+          assert warm_up() != launcher
+          time
+        end
+
+      report("row 6, launcher killed, to the end of 7 streams: #{spread(times)}")
+    end)
+  end
+
+  test "the launcher, at any moment of starts", %{mark: mark} do
+    loop = fn loop, count ->
+      receive do
+        :stop -> count
+      after
+        0 ->
+          case outcome(Stdio.stream!(tree(mark, ["--leader-exits", "3"]))) do
+            {:exit_status, 3} -> loop.(loop, count)
+            {:termsig, :sigkill} -> loop.(loop, count)
+            # The start itself was hit.
+            {:error, %Stdio.StreamError{reason: :eagain}} -> loop.(loop, count + 1)
+          end
+      end
+    end
+
+    Oracle.clean(fn _ ->
+      tasks = for _ <- 1..4, do: aside(fn -> loop.(loop, 0) end)
+
+      for _ <- 1..size(30, 300) do
+        pause_us(:rand.uniform(40_000))
+        if pid = launcher(), do: Proc.kill(pid, 9)
+      end
+
+      for task <- tasks, do: send(task.pid, :stop)
+      hit = tasks |> Enum.map(&await/1) |> Enum.sum()
+      report("row 6, launcher killed #{size(30, 300)} times: #{hit} starts were hit")
+      assert list("true") == [exit_status: 0]
+      warm_up()
+    end)
+  end
+
+  test "a supervisor: its stream ends when its tree has, others go on", context do
+    %{mark: mark, launcher: launcher} = context
+    other_mark = Proc.mark()
+
+    other =
+      aside(fn ->
+        Stdio.pipe!(["a", "b"], [Proc.fixture("slow-read"), other_mark, "1"]) |> outcome()
+      end)
+
+    await_marked(other_mark, 1)
+
+    times =
+      for _ <- 1..10 do
+        task =
+          aside(fn ->
+            outcome = outcome(Stdio.stream!(tree(mark, @stubborn)))
+            # Asked at once: what is left of the tree at the time of the terminal element?
+            {outcome, Proc.find(mark)}
+          end)
+
+        await_marked(mark, 7)
+        started = System.monotonic_time()
+        assert Proc.kill(supervisor_of(mark), 9) == :ok
+        assert await(task) == {{:termsig, :sigkill}, []}
+        elapsed(started)
+      end
+
+    report("row 4, supervisor killed, to the terminal element: #{spread(times)}")
+    assert await(other) == {:exit_status, 0}
+    assert launcher() == launcher, "the launcher was lost too"
+  end
+
+  test "a supervisor, at any moment of starts and ends", %{mark: mark, launcher: launcher} do
+    tasks =
+      for _ <- 1..4 do
+        aside(fn ->
+          for _ <- 1..30, do: outcome(Stdio.stream!(tree(mark, ["--leader-exits", "3"])))
+        end)
+      end
+
+    killer =
+      aside(fn ->
+        for _ <- 1..size(60, 600) do
+          pause_us(:rand.uniform(8_000))
+          with [_ | _] = pids <- supervisors(launcher), do: Proc.kill(Enum.random(pids), 9)
+        end
+      end)
+
+    outcomes = Enum.flat_map(tasks, &await(&1, 60_000))
+    await(killer, 60_000)
+
+    for outcome <- outcomes do
+      assert match?({:exit_status, 3}, outcome) or match?({:termsig, :sigkill}, outcome) or
+               match?({:error, %Stdio.StreamError{reason: :eagain}}, outcome)
+    end
+
+    report(
+      "row 4, supervisors killed at random: #{inspect(Enum.frequencies_by(outcomes, &name/1))}"
+    )
+
+    assert launcher() == launcher
+    assert list("true") == [exit_status: 0]
+    warm_up()
+  end
+
+  defp name({:error, _}), do: :not_started
+  defp name(outcome), do: outcome
+
+  test "the spare supervisor", %{launcher: launcher} do
+    for _ <- 1..10 do
+      [spare] = supervisors(launcher)
+      assert Proc.kill(spare, 9) == :ok
+      assert list("echo $0") == [stdout: "/bin/sh\n", exit_status: 0]
+      assert warm_up() == launcher
+    end
+  end
+
+  @tag :userns
+  test "supervisor and launcher together, in a PID namespace", %{mark: mark} do
+    # Without the namespace, what has escaped from its session may survive this: row 7.
+    Oracle.clean(fn _ ->
+      for pause <- [0, 0, 500, 2_000, 5_000] do
+        launcher = warm_up()
+        config = [containment: :pid_namespace]
+        task = aside(fn -> list(tree(mark, @stubborn), config) end)
+        await_marked(mark, 7)
+        pids = Enum.shuffle([launcher, supervisor_of(mark)])
+        [first, second] = pids
+        assert Proc.kill(first, 9) == :ok
+        pause_us(pause)
+        Proc.kill(second, 9)
+        assert [{:stdout, "ready\n"} | @killed] = await(task)
+        assert Proc.wait_until(fn -> Proc.gone?(mark) end)
+      end
+
+      warm_up()
+    end)
+  end
+end
