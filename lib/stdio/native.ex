@@ -33,6 +33,9 @@ defmodule Stdio.Native do
   def spawn(_spec, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def spawn_large(_spec, _ref), do: :erlang.nif_error(:nif_not_loaded)
 
+  # {:ok, path} | {:error, posix}; the working directory of the BEAM
+  def getcwd, do: :erlang.nif_error(:nif_not_loaded)
+
   # of a stream in hand: binary | :empty (armed now, unless :exit was sent) | :eof
   def read(_handle, _stream), do: :erlang.nif_error(:nif_not_loaded)
   def close_outputs(_handle), do: :erlang.nif_error(:nif_not_loaded)

@@ -62,7 +62,18 @@ defmodule Stdio.Process do
   end
 
   defp directory(config),
-    do: Config.path(config, :path) || Config.path(config, :cd) || File.cwd!()
+    do: Config.path(config, :path) || Config.path(config, :cd) || cwd!()
+
+  # File.cwd!() without its detour over the file server, on the way to every program.
+  defp cwd! do
+    case Stdio.Native.getcwd() do
+      {:ok, path} ->
+        path
+
+      {:error, reason} ->
+        raise File.Error, reason: reason, action: "get current working directory"
+    end
+  end
 
   defp disable_setuid(true), do: []
   defp disable_setuid(false), do: [{:no_new_privs, []}]
