@@ -182,7 +182,11 @@ defmodule Stdio.ExecTest do
 
       assert search("program", unusable ++ [good]) == [stdout: "good\n", exit_status: 0]
       assert search_error("program", unusable) == :enoent
-      for path <- unusable, do: assert(search_error("program", [path]) == :enoent, path)
+
+      for path <- unusable do
+        assert {path, search_error("program", [path])} == {path, :enoent}
+      end
+
       File.chmod!(closed, 0o755)
     end
 

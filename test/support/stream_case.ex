@@ -16,23 +16,19 @@ defmodule Stdio.Test.StreamCase do
 
   use ExUnit.CaseTemplate
 
-  alias Stdio.Test.{Fixtures, Oracle, Proc}
+  alias Stdio.Test.{Fault, Oracle, Proc}
 
   using do
     quote do
+      @moduletag :testbin
       import Stdio.Test.StreamCase
       alias Stdio.Test.{Fixtures, Oracle, Proc}
     end
   end
 
-  setup_all do
-    Fixtures.build!()
-    # The helper and the I/O threads stay, so they have to be there before anything is counted.
-    [exit_status: 0] = list("true")
-    :ok
-  end
-
   setup context do
+    # What stays between streams has to be there before anything is counted.
+    Fault.warm_up()
     mark = Proc.mark()
     before = Oracle.snapshot()
     on_exit(fn -> Oracle.assert_clean(before, mark, except: [:messages]) end)

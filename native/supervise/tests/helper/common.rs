@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -194,18 +193,26 @@ impl Helper {
     }
 
     pub fn marked(&self, mut start: Start) -> Start {
-        start.plan.exec.env.push(bytes(&environment_entry(&self.mark)));
+        start
+            .plan
+            .exec
+            .env
+            .push(bytes(&environment_entry(&self.mark)));
         start
     }
 
     /// A program that has said that it is ready, with a tree below it that does not go by itself.
     #[track_caller]
     pub fn run_tree(&self) -> Program {
+        let before = process::programs(&self.mark).len();
         let mut program = self.run(tree());
         program.started();
         assert_eq!(program.line(), "ready");
+        // Others are on their way to what they will be, or to their end.
         wait_until("the whole tree runs", || {
-            process::programs(&self.mark).len() >= TREE_SIZE
+            let programs = process::programs(&self.mark);
+            let sleeping = programs.iter().filter(|pid| process::sleeps(**pid));
+            programs.len() == before + TREE_SIZE && sleeping.count() == programs.len()
         });
         program
     }
@@ -217,6 +224,13 @@ impl Helper {
         program.started();
         assert_eq!(program.exited(), Exit::Status(3));
         assert_eq!(program.output(), "served\n");
+    }
+
+    /// So it does while another program runs, which it leaves alone.
+    #[track_caller]
+    pub fn serves_next_to(&self, other: &Program) {
+        self.serves();
+        assert!(!readable(&other.root, Instant::now()), "the other ended");
     }
 
     /// The launcher reports this root and no other.
@@ -257,6 +271,11 @@ impl Helper {
     pub fn refused(&mut self) {
         assert_eq!(self.exit_status().code(), Some(2));
         self.nothing_left();
+    }
+
+    #[track_caller]
+    pub fn no_tree(&self) {
+        wait_until("no program is left", || process::no_programs(&self.mark));
     }
 
     #[track_caller]
@@ -628,7 +647,7 @@ impl Probe {
 
     /// Nobody else has it any more.
     #[track_caller]
-    pub fn is_closed_everywhere(mut self) {
+    pub fn closed_everywhere(mut self) {
         self.write = None;
         let mut read = File::from(self.read);
         wait_until("every copy of the descriptor is closed", || {
@@ -644,8 +663,4 @@ impl Probe {
 #[track_caller]
 pub fn signal(pid: Pid, signal: Signal) {
     kill(pid, signal).unwrap();
-}
-
-pub fn c_string(path: &Path) -> std::ffi::CString {
-    std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap()
 }

@@ -44,6 +44,12 @@ pub fn is_stopped(pid: Pid) -> bool {
     stat(pid).is_some_and(|stat| stat[0] == "T")
 }
 
+/// Whether it executes sleep(1).
+pub fn sleeps(pid: Pid) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|name| name == "sleep\n")
+}
+
 /// Neither running nor waiting to be reaped.
 pub fn is_gone(pid: Pid) -> bool {
     stat(pid).is_none()

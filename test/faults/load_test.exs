@@ -1,0 +1,184 @@
+defmodule Stdio.Faults.LoadTest do
+  # FAULTS rows 10, 19 and the bound on threads, in second BEAMs that are short of descriptors or
+  # are looked at from their first use of Stdio on.
+  use Stdio.Test.StreamCase
+
+  import Stdio.Test.Fault
+  alias Stdio.Test.Peer
+
+  @moduletag :testbin
+  @moduletag timeout: 300_000
+
+  setup_all do
+    warm_up()
+    :ok
+  end
+
+  # In the peer: `count` programs which all run at once, wait for a line and then exit with a
+  # number of their own. Each result is what the program said and how it ended.
+  @together ~S"""
+  gate = spawn(fn -> Process.sleep(:infinity) end)
+
+  wait = fn ->
+    monitor = Process.monitor(gate)
+    receive do {:DOWN, ^monitor, _, _, _} -> "go\n" end
+  end
+
+  start = fn count ->
+    for n <- 1..count do
+      Task.async(fn ->
+        argv = ["/bin/sh", "-c", "echo up; read line; exit #{rem(n, 256)}", mark]
+
+        try do
+          {n, [wait] |> Stream.map(& &1.()) |> Stdio.pipe!(argv) |> Enum.to_list()}
+        rescue
+          error in Stdio.StreamError -> {n, {error.action, error.reason}}
+        end
+      end)
+    end
+  end
+
+  go = fn -> Process.exit(gate, :kill) end
+  exact? = fn {n, result} -> result == [stdout: "up\n", exit_status: rem(n, 256)] end
+  """
+
+  # The BEAM's own work: sockets and files, whose numbers must stay below its start-up limit. What
+  # was done, the longest round in ms, and the largest number that was seen.
+  @own_work """
+  defmodule Own do
+    def work(path, stop) do
+      {:ok, listen} = :gen_tcp.listen(0, [:binary, active: false, ip: {127, 0, 0, 1}])
+      {:ok, port} = :inet.port(listen)
+      round(listen, port, path, stop, {0, 0, 0})
+    end
+
+    defp round(listen, port, path, stop, {rounds, longest, highest} = result) do
+      if :atomics.get(stop, 1) == 1 do
+        result
+      else
+        started = System.monotonic_time(:millisecond)
+        {:ok, client} = :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: false])
+        {:ok, server} = :gen_tcp.accept(listen)
+        :ok = :gen_tcp.send(client, "ping")
+        {:ok, "ping"} = :gen_tcp.recv(server, 4)
+        {:ok, file} = :file.open(path, [:write, :raw])
+        :ok = :file.write(file, "x")
+        own = for {fd, what} <- Stdio.Test.Proc.fds(), what == path, do: fd
+        :ok = :file.close(file)
+        {:ok, one} = :inet.getfd(client)
+        {:ok, other} = :inet.getfd(server)
+        :gen_tcp.close(client)
+        :gen_tcp.close(server)
+        time = System.monotonic_time(:millisecond) - started
+        highest = Enum.max([one, other, highest | own])
+        round(listen, port, path, stop, {rounds + 1, max(longest, time), highest})
+      end
+    end
+  end
+
+  stop = :atomics.new(1, [])
+  """
+
+  @thousand @together <>
+              @own_work <>
+              ~S"""
+              worker = Task.async(fn -> Own.work(path, stop) end)
+              tasks = start.(count)
+              all? = fn -> length(Stdio.Test.Proc.find(mark)) == count end
+              IO.puts("together #{Stdio.Test.Proc.wait_until(all?, 60_000)}")
+              go.()
+              results = Task.await_many(tasks, 60_000)
+              :atomics.put(stop, 1, 1)
+              {rounds, longest, highest} = Task.await(worker, 60_000)
+              IO.puts("odd #{inspect(Enum.reject(results, exact?))}")
+              IO.puts("own #{rounds} #{longest} #{highest}")
+              """
+
+  test "row 19: 1,000 at once under a soft limit of 1,024 descriptors", %{mark: mark} do
+    path = Path.join(System.tmp_dir!(), mark)
+    on_exit(fn -> File.rm(path) end)
+
+    started = System.monotonic_time()
+
+    peer = Proc.peer_beam(@thousand, nofile: 1024, assigns: [mark: mark, count: 1000, path: path])
+
+    assert Peer.line(peer, 90_000) == "together true"
+    assert Peer.line(peer, 90_000) == "odd []"
+    time = elapsed(started)
+    assert "own " <> own = Peer.line(peer, 90_000)
+    [rounds, longest, highest] = own |> String.split() |> Enum.map(&String.to_integer/1)
+    assert highest < 1024
+    assert rounds > 10
+    Peer.stop(peer)
+
+    report(
+      "row 19, 1,000 at once: #{time} ms with the BEAM's start; meanwhile #{rounds} rounds of " <>
+        "TCP and files, the longest #{longest} ms, highest descriptor #{highest}"
+    )
+  end
+
+  # 40 BEAM's own, 4 for each program, more while one starts: some do not fit into 256.
+  @scarce @together <>
+            ~S"""
+            results = fn tasks -> Task.await_many(tasks, 30_000) end
+            tasks = start.(150)
+            # Those that got no descriptors are back by now, the others wait.
+            Stdio.Test.Proc.wait_until(fn ->
+              down = Enum.count(tasks, &(not Process.alive?(&1.pid)))
+              down > 0 and down + length(Stdio.Test.Proc.find(mark)) >= 150
+            end, 20_000)
+            go.()
+            {exact, other} = Enum.split_with(results.(tasks), exact?)
+            IO.puts("refused #{length(other)} #{inspect(other |> Enum.map(&elem(&1, 1)) |> Enum.uniq())}")
+            IO.puts("exact #{length(exact)}")
+            # Recovered, for programs and for the BEAM's own files and sockets.
+            again = for _ <- 1..20, do: Stdio.stream!("exit 7") |> Enum.to_list()
+            IO.puts("again #{inspect(Enum.uniq(again))}")
+            {:ok, socket} = :gen_tcp.listen(0, [])
+            :gen_tcp.close(socket)
+            IO.puts("file #{inspect(File.read("/proc/self/comm"))}")
+            """
+
+  test "rows 10 and 19: a hard limit of 256 descriptors", %{mark: mark} do
+    peer = Proc.peer_beam(@scarce, nofile: 256, shell: "ulimit -Hn 256", assigns: [mark: mark])
+
+    assert "refused " <> refused = Peer.line(peer, 60_000)
+    [count, reasons] = String.split(refused, " ", parts: 2)
+    assert reasons == ~s([{"supervisor", :emfile}])
+    assert "exact " <> exact = Peer.line(peer)
+    assert String.to_integer(exact) + String.to_integer(count) == 150
+    assert String.to_integer(exact) >= 30
+    assert Peer.line(peer) == "again [[exit_status: 7]]"
+    assert Peer.line(peer) == ~s(file {:ok, "beam.smp\\n"})
+    Peer.stop(peer)
+    report("row 10, hard limit 256: #{exact} of 150 ran, the others got emfile")
+  end
+
+  @threads ~S"""
+  alias Stdio.Test.Proc
+  # What the code server and the like do once is not Stdio's.
+  Enum.each([Proc, Stdio.Test.Fault, Stdio.Test.Oracle, Task, Stream], &Code.ensure_loaded!/1)
+  threads = fn -> map_size(Proc.threads()) end
+  before = threads.()
+  tasks = for _ <- 1..200, do: Task.async(fn -> Stdio.Test.Fault.outcome(Stdio.stream!(argv)) end)
+  Proc.wait_until(fn -> length(Proc.find(mark)) == 200 end, 30_000)
+  IO.puts("running #{length(Proc.find(mark))}")
+  IO.puts("threads #{threads.() - before}")
+  for task <- tasks, do: Task.shutdown(task, :brutal_kill)
+  IO.puts("gone #{Proc.wait_until(fn -> Proc.gone?(mark) end)}")
+  IO.puts("threads #{threads.() - before}")
+  """
+
+  test "200 programs take no more threads than one", %{mark: mark} do
+    argv = [Proc.fixture("never-read"), mark]
+    peer = Proc.peer_beam(@threads, assigns: [argv: argv, mark: mark])
+    assert Peer.line(peer, 60_000) == "running 200"
+    assert "threads " <> count = Peer.line(peer)
+    assert String.to_integer(count) <= 4
+    assert Peer.line(peer) == "gone true"
+    assert "threads " <> after_count = Peer.line(peer)
+    assert String.to_integer(after_count) <= String.to_integer(count)
+    Peer.stop(peer)
+    report("200 programs: #{count} threads more than before the first use")
+  end
+end
