@@ -182,6 +182,8 @@ defmodule Stdio.Faults.HelperDeathTest do
     for _ <- 1..10 do
       [spare] = supervisors(launcher)
       assert Proc.kill(spare, 9) == :ok
+      # A start that finds it dying fails with a typed error, as in the test above.
+      assert Proc.wait_until(fn -> not Proc.alive?(spare) end)
       assert list("echo $0") == [stdout: "/bin/sh\n", exit_status: 0]
       assert warm_up() == launcher
     end
