@@ -15,9 +15,15 @@ const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 
 /// Everything that execve needs, allocated and checked before the fork.
 pub struct Prepared {
-    candidates: Vec<CString>,
+    file: File,
     argv: Vector,
     env: Vector,
+}
+
+enum File {
+    Path(CString),
+    /// Where to look for it, in order.
+    Search(Vec<CString>),
 }
 
 /// `EINVAL` for a NUL byte: the NIF lets none through.
@@ -26,16 +32,17 @@ pub fn prepare(exec: Exec) -> Result<Prepared, Errno> {
         let strings: Result<Vec<_>, _> = list.into_iter().map(|item| cstring(&item)).collect();
         Ok(Vector::new(strings?))
     };
-    let candidates = if exec.search && !exec.file.contains(&b'/') {
-        search_path(&exec.env)
-            .split(|byte| *byte == b':')
-            .map(|directory| candidate(directory, &exec.file))
-            .collect::<Result<_, _>>()?
+    let file = if exec.search && !exec.file.contains(&b'/') {
+        let directories = search_path(&exec.env).split(|byte| *byte == b':');
+        // execvp(3): there is no program without a name.
+        let directories = directories.filter(|_| !exec.file.is_empty());
+        let candidates = directories.map(|directory| candidate(directory, &exec.file));
+        File::Search(candidates.collect::<Result<_, _>>()?)
     } else {
-        vec![cstring(&exec.file)?]
+        File::Path(cstring(&exec.file)?)
     };
     Ok(Prepared {
-        candidates,
+        file,
         argv: strings(exec.argv)?,
         env: strings(exec.env)?,
     })
@@ -44,15 +51,15 @@ pub fn prepare(exec: Exec) -> Result<Prepared, Errno> {
 /// Runs in the task as its last act. Returns only on failure: the first errno that is not about
 /// finding the file; else `EACCES` if a file was found that may not be executed; else `ENOENT`.
 pub fn apply(prepared: &Prepared) -> Result<Infallible, Errno> {
-    let [only] = prepared.candidates.as_slice() else {
-        return search(prepared);
-    };
-    sys::execve(only, &prepared.argv, &prepared.env)
+    match &prepared.file {
+        File::Path(file) => sys::execve(file, &prepared.argv, &prepared.env),
+        File::Search(candidates) => search(candidates, prepared),
+    }
 }
 
-fn search(prepared: &Prepared) -> Result<Infallible, Errno> {
+fn search(candidates: &[CString], prepared: &Prepared) -> Result<Infallible, Errno> {
     let mut result = Errno::ENOENT;
-    for file in &prepared.candidates {
+    for file in candidates {
         match sys::execve(file, &prepared.argv, &prepared.env) {
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG) => {}
             // An unsearchable or a like-named directory is an unusable entry, not a find.
@@ -102,14 +109,16 @@ mod tests {
 
     fn candidates(file: &str, env: &[&str]) -> Vec<CString> {
         let bytes = |text: &str| ByteBuf::from(text.as_bytes().to_vec());
-        prepare(Exec {
+        let prepared = prepare(Exec {
             file: bytes(file),
             argv: vec![],
             env: env.iter().copied().map(bytes).collect(),
             search: true,
-        })
-        .unwrap()
-        .candidates
+        });
+        match prepared.unwrap().file {
+            File::Search(candidates) => candidates,
+            File::Path(path) => vec![path],
+        }
     }
 
     #[test]
