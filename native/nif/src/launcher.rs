@@ -278,10 +278,12 @@ fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
         version: VERSION.as_bytes().to_vec().into(),
         nofile,
     };
-    match launcher
-        .send(&hello, None)
-        .and_then(|()| greeting(&launcher.socket))
-    {
+    let greeted = match launcher.send(&hello, None) {
+        // It has ended before a word was said, on either side.
+        Err(Errno::EPIPE | Errno::ECONNRESET) => Err(Errno::EPROTO),
+        sent => sent.and_then(|()| greeting(&launcher.socket)),
+    };
+    match greeted {
         Ok(()) => Ok(Arc::new(launcher)),
         // The socket closes with `launcher`, and a helper ends with its socket; whatever else was
         // found in its place need not.
