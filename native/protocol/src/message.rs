@@ -3,14 +3,15 @@
 //! | socket | towards the helper | towards the NIF |
 //! |---|---|---|
 //! | the launcher's (its fd 0) | [`ToLauncher`] | [`FromLauncher`] |
-//! | a root's (one per supervisor) | [`ToRoot`] | [`FromRoot`] |
-//! | a task's | – | [`FromTask`] |
+//! | a root's that runs one program | [`ToRoot`]: [`ToRoot::Start`] | [`FromRoot`] |
+//! | that program's, until it execs | – | [`FromTask`] |
+//! | a root's or task's that serves calls | [`ToRoot`]: the rest | [`FromNode`] |
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::call::Call;
-use crate::value::Limit;
+use crate::value::{Limit, Value};
 
 /// Names one root process, and the stream it serves, for the life of the launcher.
 pub type RootId = u64;
@@ -35,9 +36,10 @@ pub enum FromLauncher {
         id: RootId,
         errno: i32,
     },
-    /// A root ended without having said so itself; the orphans that it left are dead too.
+    /// A root ended otherwise than with status 0; the orphans that it left are dead too.
     Exited {
         id: RootId,
+        exit: Exit,
     },
 }
 
@@ -47,6 +49,129 @@ pub enum ToRoot {
     Start(Box<Start>),
     /// End the program: the signal to its process group, SIGKILL to the tree after the grace.
     Terminate(Escalation),
+    /// Anything else makes the process serve requests, until it execs or ends.
+    Node(Box<ToNode>),
+}
+
+/// Names a task for as long as its tree lives; chosen by the NIF.
+pub type TaskId = u64;
+/// Names a request; the answer carries it.
+pub type Sequence = u64;
+
+/// What a process that serves requests can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToNode {
+    /// The environment that the BEAM had when it asked for this root.
+    Environ(Vec<ByteBuf>),
+    /// A child that serves requests too. Descriptors: its control socket, stdin, stdout, stderr.
+    /// `clone` holds CLONE_NEW* flags.
+    Fork {
+        sequence: Sequence,
+        task: TaskId,
+        clone: u64,
+    },
+    /// The steps in order, up to the first one that fails and is not passed over.
+    Batch {
+        sequence: Sequence,
+        steps: Vec<Step>,
+    },
+    Exec {
+        sequence: Sequence,
+        program: Program,
+    },
+    Set {
+        sequence: Sequence,
+        setting: Setting,
+    },
+    /// SIGKILL a child and its descendants.
+    Kill { task: TaskId },
+    /// Signal these descendants, which another process forked: each is checked to be one.
+    Signal { pids: Vec<i32>, signal: i32 },
+    Exit { status: u8 },
+}
+
+/// The three ways to exec.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Program {
+    /// execve(2)
+    Path(Exec),
+    /// execvp(3): searched along the PATH of the task's environment, which is the program's.
+    Search { file: ByteBuf, argv: Vec<ByteBuf> },
+    /// fexecve(3)
+    Descriptor {
+        fd: i32,
+        argv: Vec<ByteBuf>,
+        env: Vec<ByteBuf>,
+    },
+}
+
+/// What concerns the serving itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Setting {
+    /// Restrict what this process, and its later children, may be asked for.
+    Filter { own: Filter, children: Filter },
+    /// `None` asks only.
+    Sigaction {
+        signal: i32,
+        handler: Option<Handler>,
+    },
+    /// What the children's groups are sent when the control socket ends.
+    SignalOneOf(i32),
+}
+
+/// Names of calls.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Filter {
+    Unchanged,
+    Deny(Vec<String>),
+    Allow(Vec<String>),
+}
+
+/// What a process does with a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Handler {
+    Default,
+    Ignore,
+    /// The owner is told.
+    Info,
+    /// Every descendant gets it, once.
+    Forward,
+}
+
+/// What a process that serves requests says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromNode {
+    Forked {
+        sequence: Sequence,
+        task: TaskId,
+        /// As this process sees it.
+        pid: i32,
+    },
+    /// The results of a batch: how many steps were done, and the last one's value, or why the
+    /// next one failed.
+    Done {
+        sequence: Sequence,
+        steps: u32,
+        result: Result<Value, Refusal>,
+    },
+    /// The last message before execve; end of file after it means that the program runs.
+    Execing { sequence: Sequence },
+    /// A child ended; what it left behind of its own is another's to see to.
+    Exited {
+        task: TaskId,
+        exit: Exit,
+        usage: Usage,
+    },
+    Signal { signal: i32, info: ByteBuf },
+    /// This process is about to end by itself.
+    Exiting { status: u8 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    Errno(i32),
+    /// Filtered, or not to be had on this system.
+    Undefined,
 }
 
 /// A kill escalation: `signal` first; if that is not SIGKILL, SIGKILL to all after `grace_ms`.

@@ -5,13 +5,14 @@ use serde_bytes::ByteBuf;
 use crate::constant::{self, Family};
 
 /// An Elixir term, as far as arguments of calls are concerned.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Value {
     /// Wide enough for every 64-bit argument, signed or not.
     Int(i128),
     Atom(String),
     Bytes(Vec<u8>),
     List(Vec<Value>),
+    Tuple(Vec<Value>),
     Map(Vec<(Value, Value)>),
 }
 

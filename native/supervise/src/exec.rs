@@ -4,8 +4,11 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 
+use std::os::fd::RawFd;
+
 use nix::errno::Errno;
 use nix::sys::stat::{stat, SFlag};
+use serde_bytes::ByteBuf;
 use stdio_protocol::message::Exec;
 
 use crate::sys::{self, Vector};
@@ -15,17 +18,37 @@ const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 
 /// Everything that execve needs, allocated and checked before the fork.
 pub struct Prepared {
-    candidates: Vec<CString>,
+    file: File,
     argv: Vector,
     env: Vector,
 }
 
+enum File {
+    Candidates(Vec<CString>),
+    /// Close-on-exec, so a `#!` script cannot be run by it: its interpreter could not open it.
+    Descriptor(RawFd),
+}
+
+/// What an open descriptor names. fexecve(3)
+pub fn prepare_descriptor(
+    fd: RawFd,
+    argv: Vec<ByteBuf>,
+    env: Vec<ByteBuf>,
+) -> Result<Prepared, Errno> {
+    Ok(Prepared {
+        file: File::Descriptor(fd),
+        argv: vector(argv)?,
+        env: vector(env)?,
+    })
+}
+
+fn vector(list: Vec<ByteBuf>) -> Result<Vector, Errno> {
+    let strings: Result<Vec<_>, _> = list.into_iter().map(|item| cstring(&item)).collect();
+    Ok(Vector::new(strings?))
+}
+
 /// `EINVAL` for a NUL byte: the NIF lets none through.
 pub fn prepare(exec: Exec) -> Result<Prepared, Errno> {
-    let strings = |list: Vec<serde_bytes::ByteBuf>| -> Result<Vector, Errno> {
-        let strings: Result<Vec<_>, _> = list.into_iter().map(|item| cstring(&item)).collect();
-        Ok(Vector::new(strings?))
-    };
     let candidates = if exec.search && !exec.file.contains(&b'/') {
         search_path(&exec.env)
             .split(|byte| *byte == b':')
@@ -35,24 +58,27 @@ pub fn prepare(exec: Exec) -> Result<Prepared, Errno> {
         vec![cstring(&exec.file)?]
     };
     Ok(Prepared {
-        candidates,
-        argv: strings(exec.argv)?,
-        env: strings(exec.env)?,
+        file: File::Candidates(candidates),
+        argv: vector(exec.argv)?,
+        env: vector(exec.env)?,
     })
 }
 
 /// Runs in the task as its last act. Returns only on failure: the first errno that is not about
 /// finding the file; else `EACCES` if a file was found that may not be executed; else `ENOENT`.
 pub fn apply(prepared: &Prepared) -> Result<Infallible, Errno> {
-    let [only] = prepared.candidates.as_slice() else {
-        return search(prepared);
-    };
-    sys::execve(only, &prepared.argv, &prepared.env)
+    match &prepared.file {
+        File::Descriptor(fd) => sys::execve_descriptor(*fd, &prepared.argv, &prepared.env),
+        File::Candidates(candidates) => match candidates.as_slice() {
+            [only] => sys::execve(only, &prepared.argv, &prepared.env),
+            all => search(all, prepared),
+        },
+    }
 }
 
-fn search(prepared: &Prepared) -> Result<Infallible, Errno> {
+fn search(candidates: &[CString], prepared: &Prepared) -> Result<Infallible, Errno> {
     let mut result = Errno::ENOENT;
-    for file in &prepared.candidates {
+    for file in candidates {
         match sys::execve(file, &prepared.argv, &prepared.env) {
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG) => {}
             // An unsearchable or a like-named directory is an unusable entry, not a find.
@@ -72,7 +98,7 @@ fn is_file(path: &CString) -> bool {
         .is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG)
 }
 
-fn search_path(env: &[serde_bytes::ByteBuf]) -> &[u8] {
+fn search_path(env: &[ByteBuf]) -> &[u8] {
     env.iter()
         .find_map(|entry| entry.strip_prefix(b"PATH="))
         .unwrap_or(DEFAULT_PATH)
@@ -98,18 +124,19 @@ fn cstring(bytes: &[u8]) -> Result<CString, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_bytes::ByteBuf;
 
     fn candidates(file: &str, env: &[&str]) -> Vec<CString> {
         let bytes = |text: &str| ByteBuf::from(text.as_bytes().to_vec());
-        prepare(Exec {
+        let prepared = prepare(Exec {
             file: bytes(file),
             argv: vec![],
             env: env.iter().copied().map(bytes).collect(),
             search: true,
-        })
-        .unwrap()
-        .candidates
+        });
+        match prepared.unwrap().file {
+            File::Candidates(candidates) => candidates,
+            File::Descriptor(_) => unreachable!(),
+        }
     }
 
     #[test]

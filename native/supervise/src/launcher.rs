@@ -50,7 +50,7 @@ struct Launcher {
     lifeline: Option<OwnedFd>,
     roots: HashMap<Pid, RootId>,
     /// Ended roots whose orphans are being chased, with the time to give up.
-    chased: Vec<(RootId, Instant)>,
+    chased: Vec<(RootId, Exit, Instant)>,
     outbox: VecDeque<Datagram>,
     greeted: bool,
     kill_roots_at: Option<Instant>,
@@ -258,7 +258,8 @@ impl Launcher {
             };
             // Status 0: its tree is empty, and it has said so itself.
             if ended.exit != Exit::Status(0) {
-                self.chased.push((id, Instant::now() + ORPHAN_DEADLINE));
+                self.chased
+                    .push((id, ended.exit, Instant::now() + ORPHAN_DEADLINE));
             }
         }
     }
@@ -272,10 +273,10 @@ impl Launcher {
         let now = Instant::now();
         let (done, chased) = std::mem::take(&mut self.chased)
             .into_iter()
-            .partition(|(_, give_up)| orphans == 0 || *give_up <= now);
+            .partition(|(_, _, give_up)| orphans == 0 || *give_up <= now);
         self.chased = chased;
-        for (id, _) in done {
-            self.send(&FromLauncher::Exited { id });
+        for (id, exit, _) in done {
+            self.send(&FromLauncher::Exited { id, exit });
         }
     }
 

@@ -41,6 +41,45 @@ pub fn kill_children_except(spared: impl Fn(Pid) -> bool) -> usize {
     found
 }
 
+/// Signals one process, if it is a descendant of this one once its pidfd is open.
+pub fn signal_if_descendant(pid: Pid, signal: i32) {
+    let Ok(pidfd) = sys::pidfd_open(pid) else {
+        return;
+    };
+    let me = getpid();
+    let mut ancestor = sys::parent(pid);
+    while let Some(process) = ancestor {
+        if process == me {
+            let _ = sys::pidfd_send_signal(&pidfd, signal);
+            return;
+        }
+        ancestor = match process.as_raw() {
+            0 | 1 => None,
+            _ => sys::parent(process),
+        };
+    }
+}
+
+/// SIGKILLs an unreaped child of this process with everything below it, in passes, until a walk
+/// finds nothing below it; returns how many processes the last pass found, the child included.
+///
+/// What has left the child's tree by a double fork is the subreaper's, not the child's.
+pub fn kill_subtree(child: Pid) -> usize {
+    const PASSES: usize = 64;
+    for _ in 0..PASSES {
+        let tree = Tree::walk(child);
+        // From the top, so that what is about to be forked is found below a dead parent.
+        let _ = sys::kill(child.as_raw(), libc::SIGKILL);
+        for pid in tree.direct.iter().chain(&tree.deeper) {
+            signal_deeper(*pid, libc::SIGKILL, &tree);
+        }
+        if tree.direct.is_empty() {
+            break;
+        }
+    }
+    1
+}
+
 struct Tree {
     root: Pid,
     direct: Vec<Pid>,

@@ -8,17 +8,21 @@ use nix::unistd::{
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use stdio_protocol::call::Call;
+use stdio_protocol::value::Value;
 
 use crate::sys;
 
 /// What a task knows about its birth.
+#[derive(Default)]
 pub struct Context {
     /// The parent's pid as getppid(2) will give it; `None` across a PID namespace.
     pub parent: Option<Pid>,
+    /// `KEY=value` each.
+    pub environ: Vec<Vec<u8>>,
 }
 
 /// Runs one call in this process. Every call was checked when it was decoded.
-pub fn apply(call: &Call, context: &Context) -> Result<(), Errno> {
+pub fn apply(call: &Call, context: &mut Context) -> Result<Value, Errno> {
     match call {
         Call::Setsid {} => setsid().map(drop),
         Call::Setpriority {
@@ -32,6 +36,7 @@ pub fn apply(call: &Call, context: &Context) -> Result<(), Errno> {
         Call::NoNewPrivs {} => prctl::set_no_new_privs(),
         Call::SetPdeathsig { signal } => set_pdeathsig(signal.0, context),
     }
+    .map(|()| Value::Atom("ok".to_owned()))
 }
 
 /// Groups first and the user id last, while root still may.
