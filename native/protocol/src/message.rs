@@ -25,6 +25,8 @@ pub enum ToLauncher {
     Fork { id: RootId },
     /// SIGKILL a root that no longer answers; its tree becomes the launcher's to kill.
     Kill { id: RootId },
+    /// Report the end of this root however it ends: it serves requests, or will be a program.
+    Report { id: RootId },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,10 +38,12 @@ pub enum FromLauncher {
         id: RootId,
         errno: i32,
     },
-    /// A root ended otherwise than with status 0; the orphans that it left are dead too.
+    /// A root ended otherwise than with status 0, or was to be reported; the orphans that it left
+    /// are dead too.
     Exited {
         id: RootId,
         exit: Exit,
+        usage: Usage,
     },
 }
 
@@ -61,8 +65,12 @@ pub type Sequence = u64;
 /// What a process that serves requests can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToNode {
-    /// The environment that the BEAM had when it asked for this root.
-    Environ(Vec<ByteBuf>),
+    /// Makes a root serve requests. Descriptors: stdin, stdout, stderr, for what it may exec.
+    /// `environ` is the BEAM's environment when it asked. The answer's value is the pid.
+    Root {
+        sequence: Sequence,
+        environ: Vec<ByteBuf>,
+    },
     /// A child that serves requests too. Descriptors: its control socket, stdin, stdout, stderr.
     /// `clone` holds CLONE_NEW* flags.
     Fork {
@@ -84,10 +92,17 @@ pub enum ToNode {
         setting: Setting,
     },
     /// SIGKILL a child and its descendants.
-    Kill { task: TaskId },
+    Kill {
+        task: TaskId,
+    },
     /// Signal these descendants, which another process forked: each is checked to be one.
-    Signal { pids: Vec<i32>, signal: i32 },
-    Exit { status: u8 },
+    Signal {
+        pids: Vec<i32>,
+        signal: i32,
+    },
+    Exit {
+        status: u8,
+    },
 }
 
 /// The three ways to exec.
@@ -155,16 +170,19 @@ pub enum FromNode {
         result: Result<Value, Refusal>,
     },
     /// The last message before execve; end of file after it means that the program runs.
-    Execing { sequence: Sequence },
+    Execing {
+        sequence: Sequence,
+    },
     /// A child ended; what it left behind of its own is another's to see to.
     Exited {
         task: TaskId,
         exit: Exit,
         usage: Usage,
     },
-    Signal { signal: i32, info: ByteBuf },
-    /// This process is about to end by itself.
-    Exiting { status: u8 },
+    Signal {
+        signal: i32,
+        info: ByteBuf,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,8 +10,8 @@
 //!    closes the lifeline, waits for its
 //!    supervisors to end their trees, kills those that do not, and ends.
 
-use std::collections::HashMap;
 use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -49,8 +49,10 @@ struct Launcher {
     /// `None` once the BEAM is gone.
     lifeline: Option<OwnedFd>,
     roots: HashMap<Pid, RootId>,
+    /// Those whose end is reported even if it is a clean one.
+    reported: HashSet<RootId>,
     /// Ended roots whose orphans are being chased, with the time to give up.
-    chased: Vec<(RootId, Exit, Instant)>,
+    chased: Vec<(FromLauncher, Instant)>,
     outbox: VecDeque<Datagram>,
     greeted: bool,
     kill_roots_at: Option<Instant>,
@@ -72,6 +74,7 @@ pub fn run(control: OwnedFd, signals: SignalFd) -> ExitCode {
         lifeline_read,
         lifeline,
         roots: HashMap::new(),
+        reported: HashSet::new(),
         chased: Vec::new(),
         outbox: VecDeque::new(),
         greeted: false,
@@ -187,6 +190,10 @@ impl Launcher {
                 self.kill(id);
                 Ok(None)
             }
+            (ToLauncher::Report { id }, None, []) if self.greeted => {
+                self.reported.insert(id);
+                Ok(None)
+            }
             _ => Err(ProtocolError),
         }
     }
@@ -257,9 +264,14 @@ impl Launcher {
                 continue;
             };
             // Status 0: its tree is empty, and it has said so itself.
-            if ended.exit != Exit::Status(0) {
-                self.chased
-                    .push((id, ended.exit, Instant::now() + ORPHAN_DEADLINE));
+            let reported = self.reported.remove(&id);
+            if ended.exit != Exit::Status(0) || reported {
+                let exited = FromLauncher::Exited {
+                    id,
+                    exit: ended.exit,
+                    usage: ended.usage,
+                };
+                self.chased.push((exited, Instant::now() + ORPHAN_DEADLINE));
             }
         }
     }
@@ -273,10 +285,10 @@ impl Launcher {
         let now = Instant::now();
         let (done, chased) = std::mem::take(&mut self.chased)
             .into_iter()
-            .partition(|(_, _, give_up)| orphans == 0 || *give_up <= now);
+            .partition(|(_, give_up)| orphans == 0 || *give_up <= now);
         self.chased = chased;
-        for (id, exit, _) in done {
-            self.send(&FromLauncher::Exited { id, exit });
+        for (exited, _) in done {
+            self.send(&exited);
         }
     }
 

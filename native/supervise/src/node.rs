@@ -18,12 +18,12 @@ use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{getpid, pipe2, write, Pid};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getpid, pipe2, write, Pid};
 use serde_bytes::ByteBuf;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
 use stdio_protocol::message::{
-    Exec, Filter, FromNode, Handler, Program, Refusal, Sequence, Setting, Step, TaskId,
-    ToNode, ToRoot,
+    Exec, Filter, FromNode, Handler, Program, Refusal, Sequence, Setting, Step, TaskId, ToNode,
+    ToRoot,
 };
 use stdio_protocol::value::Value;
 
@@ -45,7 +45,9 @@ const DEFAULT_SIGNAL_ONE_OF: i32 = libc::SIGTERM;
 /// What its place in the tree is.
 enum Place {
     /// Forked by the launcher, whose death the lifeline tells.
-    Root { lifeline: OwnedFd },
+    Root {
+        lifeline: OwnedFd,
+    },
     Task,
 }
 
@@ -202,9 +204,7 @@ impl Node {
 
     fn handle(&mut self, message: ToNode, fds: Vec<OwnedFd>) -> Result<(), Stop> {
         match message {
-            ToNode::Environ(environ) => {
-                self.context.environ = environ.into_iter().map(ByteBuf::into_vec).collect();
-            }
+            ToNode::Root { sequence, environ } => self.become_root(sequence, environ, fds)?,
             ToNode::Fork {
                 sequence,
                 task,
@@ -221,6 +221,28 @@ impl Node {
             }
             ToNode::Exit { status } => return Err(Stop::Asked(status)),
         }
+        Ok(())
+    }
+
+    /// A root gets descriptors 0-2 too; its control socket, which is fd 0, moves out of the way.
+    fn become_root(
+        &mut self,
+        sequence: Sequence,
+        environ: Vec<ByteBuf>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Stop> {
+        let Ok([stdin, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else {
+            return Err(Stop::Protocol);
+        };
+        let moved = sys::duplicate_high(&self.control).map_err(|_| Stop::Protocol)?;
+        std::mem::forget(std::mem::replace(&mut self.control, moved));
+        dup2_stdin(&stdin)
+            .and_then(|()| dup2_stdout(&stdout))
+            .and_then(|()| dup2_stderr(&stderr))
+            .map_err(|_| Stop::Protocol)?;
+        self.context.environ = environ.into_iter().map(ByteBuf::into_vec).collect();
+        let pid = Value::Int(i128::from(getpid().as_raw()));
+        self.done(sequence, 0, Ok(pid));
         Ok(())
     }
 
@@ -330,13 +352,22 @@ impl Node {
         }
         self.flush();
         let Err(errno) = self.try_exec(sequence, program);
-        let all = self.reported();
-        let _ = all.thread_set_mask();
+        // It serves on.
+        let _ = self.reported().thread_set_mask();
+        let root = matches!(self.place, Place::Root { .. });
+        let _ = nix::sys::prctl::set_child_subreaper(root);
         self.done(sequence, 0, Err(Refusal::Errno(errno as i32)));
     }
 
     fn try_exec(&mut self, sequence: Sequence, program: Program) -> Result<Infallible, Errno> {
-        let environ = || self.context.environ.iter().cloned().map(ByteBuf::from).collect();
+        let environ = || {
+            self.context
+                .environ
+                .iter()
+                .cloned()
+                .map(ByteBuf::from)
+                .collect()
+        };
         let prepared = match program {
             Program::Path(exec) => exec::prepare(exec)?,
             Program::Search { file, argv } => exec::prepare(Exec {
@@ -348,6 +379,8 @@ impl Node {
             Program::Descriptor { fd, argv, env } => exec::prepare_descriptor(fd, argv, env)?,
         };
         sys::keep_only_standard_descriptors_at_exec();
+        // It would survive exec.
+        nix::sys::prctl::set_child_subreaper(false)?;
         channel::send(&self.control, &FromNode::Execing { sequence }, &[])
             .map_err(|error| error.errno())?;
         SigSet::empty().thread_set_mask()?;
@@ -508,10 +541,7 @@ impl Node {
 
     fn stop(&mut self, stop: Stop) -> ! {
         let status = match stop {
-            Stop::Asked(status) => {
-                self.tell(&FromNode::Exiting { status });
-                i32::from(status)
-            }
+            Stop::Asked(status) => i32::from(status),
             Stop::Abandoned => 0,
             Stop::Protocol => EXIT_PROTOCOL,
         };
@@ -571,4 +601,3 @@ impl Context {
         self.parent = parent;
     }
 }
-

@@ -24,8 +24,7 @@ pub fn block_signals() {
 /// Where the blocked signals are read. It reports those of whichever process reads it, so
 /// supervisors use the one they inherit (signalfd(2), "fork(2) semantics"; with poll, not epoll).
 pub fn signal_descriptor() -> SignalFd {
-    signal_descriptor_for(&SigSet::all())
-        .unwrap_or_else(|errno| sys::die("signalfd", errno))
+    signal_descriptor_for(&SigSet::all()).unwrap_or_else(|errno| sys::die("signalfd", errno))
 }
 
 pub fn signal_descriptor_for(signals: &SigSet) -> Result<SignalFd, nix::errno::Errno> {

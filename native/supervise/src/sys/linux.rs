@@ -229,7 +229,11 @@ pub fn execve_descriptor(fd: RawFd, argv: &Vector, env: &Vector) -> Result<Infal
 pub fn keep_only_standard_descriptors_at_exec() {
     // SAFETY: changes flags only.
     let result = unsafe {
-        libc::close_range(3, c_uint::MAX, c_int::try_from(libc::CLOSE_RANGE_CLOEXEC).unwrap_or(4))
+        libc::close_range(
+            3,
+            c_uint::MAX,
+            c_int::try_from(libc::CLOSE_RANGE_CLOEXEC).unwrap_or(4),
+        )
     };
     if result == -1 {
         die("close_range", Errno::last());
@@ -238,7 +242,11 @@ pub fn keep_only_standard_descriptors_at_exec() {
 
 /// Ignores a signal, or gives it its default action. An ignored one stays so in the program.
 pub fn set_ignored(signal: c_int, ignored: bool) -> Result<(), Errno> {
-    let action = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+    let action = if ignored {
+        libc::SIG_IGN
+    } else {
+        libc::SIG_DFL
+    };
     // SAFETY: neither installs a handler.
     let result = unsafe { libc::signal(signal, action) };
     if result == libc::SIG_ERR {
@@ -439,4 +447,13 @@ pub fn peer_pidfd(socket: &OwnedFd) -> Option<OwnedFd> {
     Errno::result(result).ok()?;
     // SAFETY: the kernel has just given this number to us (close-on-exec always).
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A copy of a descriptor out of the way of 0-9, close-on-exec.
+pub fn duplicate_high(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes numbers only.
+    let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 10) };
+    let copy = Errno::result(copy)?;
+    // SAFETY: the kernel has just given this number to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
