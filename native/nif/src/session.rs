@@ -40,6 +40,8 @@ pub enum Alarm {
     Start,
     /// The start message did not fit.
     Send,
+    /// A pipe is still open after the end of a task.
+    Escaped,
     /// The supervisor should have ended its tree.
     Stuck,
     /// The launcher should have ended the supervisor.
@@ -129,7 +131,7 @@ impl Session {
             Role::Stdout => self.read_output(role, Stream::Stdout, notifier),
             Role::Stderr => self.read_output(role, Stream::Stderr, notifier),
             Role::Stdin => self.shared.stdin().flush(notifier),
-            Role::Wake | Role::Launcher => {}
+            Role::Wake | Role::Launcher | Role::Node => {}
         }
         self.settle(notifier)
     }
@@ -210,7 +212,7 @@ impl Session {
                 self.root = None;
                 self.progress.root_gone = true;
             }
-            Alarm::Flush | Alarm::Reap => {}
+            Alarm::Escaped | Alarm::Flush | Alarm::Reap => {}
         }
         self.settle(notifier)
     }

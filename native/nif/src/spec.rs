@@ -1,10 +1,14 @@
 //! What Elixir asks for, decoded and checked before anything is forked.
 
-use rustler::{Atom, Binary, Decoder, Env, MapIterator, NifMap, NifUnitEnum, Term, TermType};
+use rustler::{
+    Atom, Binary, Decoder, Encoder, Env, MapIterator, NifMap, NifUnitEnum, Term, TermType,
+};
 use serde_bytes::ByteBuf;
 use stdio_protocol::call::Call;
 use stdio_protocol::message::{Escalation, Exec, Namespaces, Plan, Start, Step};
 use stdio_protocol::value::{BadArgument, Value};
+
+use crate::atoms;
 
 /// `%{...}` as `Stdio.Native.spawn/2` documents it.
 #[derive(NifMap)]
@@ -13,8 +17,7 @@ pub struct Spec<'a> {
     pub argv: Vec<Binary<'a>>,
     pub env: Vec<Binary<'a>>,
     pub search: bool,
-    /// `{name, args, ignored errno numbers, errexit}`
-    pub steps: Vec<(Atom, Vec<Term<'a>>, Vec<i32>, bool)>,
+    pub steps: Vec<StepSpec<'a>>,
     pub net: NetMode,
     pub pid_namespace: bool,
     pub stdin: StdinMode,
@@ -24,6 +27,9 @@ pub struct Spec<'a> {
     pub kill_timeout: u64,
     pub max_chunk: usize,
 }
+
+/// `{name, args, ignored errno numbers, errexit}`
+pub type StepSpec<'a> = (Atom, Vec<Term<'a>>, Vec<i32>, bool);
 
 #[derive(NifUnitEnum, Clone, Copy, PartialEq, Eq)]
 pub enum NetMode {
@@ -53,20 +59,7 @@ pub struct BadStep {
 impl Spec<'_> {
     /// The start message.
     pub fn start(&self, env: Env<'_>) -> Result<Start, BadStep> {
-        let steps = self
-            .steps
-            .iter()
-            .enumerate()
-            .map(|(index, (name, arguments, ignore, errexit))| {
-                let call = decode_call(env, *name, arguments)
-                    .map_err(|reason| BadStep { index, reason })?;
-                Ok(Step {
-                    call,
-                    ignore: ignore.clone(),
-                    errexit: *errexit,
-                })
-            })
-            .collect::<Result<_, _>>()?;
+        let steps = decode_steps(env, &self.steps)?;
         let bytes = |binary: &Binary<'_>| ByteBuf::from(binary.as_slice());
         Ok(Start {
             plan: Plan {
@@ -89,6 +82,67 @@ impl Spec<'_> {
                 grace_ms: self.kill_timeout,
             },
         })
+    }
+}
+
+pub fn decode_steps(env: Env<'_>, steps: &[StepSpec<'_>]) -> Result<Vec<Step>, BadStep> {
+    steps
+        .iter()
+        .enumerate()
+        .map(|(index, (name, arguments, ignore, errexit))| {
+            let call =
+                decode_call(env, *name, arguments).map_err(|reason| BadStep { index, reason })?;
+            Ok(Step {
+                call,
+                ignore: ignore.clone(),
+                errexit: *errexit,
+            })
+        })
+        .collect()
+}
+
+/// `{:error, {:step, index, :undef | :enotsup | {:badarg, position}}}`
+pub fn bad_step(env: Env<'_>, BadStep { index, reason }: BadStep) -> Term<'_> {
+    let reason = match reason {
+        BadArgument::Type(position) => (atoms::badarg(), position).encode(env),
+        BadArgument::UnknownConstant(_) => atoms::enotsup().encode(env),
+        BadArgument::Undefined => atoms::undef().encode(env),
+    };
+    (atoms::error(), (atoms::step(), index, reason)).encode(env)
+}
+
+/// A result as Elixir sees it. Atoms are those of the table of calls and of constants.
+pub fn encode_value<'a>(env: Env<'a>, value: &Value) -> Term<'a> {
+    let list = |values: &[Value]| -> Vec<Term<'a>> {
+        values
+            .iter()
+            .map(|value| encode_value(env, value))
+            .collect()
+    };
+    match value {
+        Value::Int(number) => match (i64::try_from(*number), u64::try_from(*number)) {
+            (Ok(number), _) => number.encode(env),
+            (_, Ok(number)) => number.encode(env),
+            _ => atoms::error().encode(env),
+        },
+        Value::Atom(name) => Atom::from_str(env, name)
+            .unwrap_or_else(|_| atoms::error())
+            .to_term(env),
+        Value::Bytes(bytes) => {
+            let mut binary = rustler::NewBinary::new(env, bytes.len());
+            binary.as_mut_slice().copy_from_slice(bytes);
+            binary.into()
+        }
+        Value::List(values) => list(values).encode(env),
+        Value::Tuple(values) => rustler::types::tuple::make_tuple(env, &list(values)),
+        Value::Map(pairs) => {
+            let (keys, values): (Vec<_>, Vec<_>) = pairs
+                .iter()
+                .map(|(key, value)| (encode_value(env, key), encode_value(env, value)))
+                .unzip();
+            Term::map_from_term_arrays(env, &keys, &values)
+                .unwrap_or_else(|_| atoms::error().encode(env))
+        }
     }
 }
 

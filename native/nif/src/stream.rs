@@ -24,14 +24,13 @@ use rustler::{
 };
 use stdio_protocol::channel::{self, is_busy, Datagram};
 use stdio_protocol::message::{Escalation, RootId, ToRoot};
-use stdio_protocol::value::BadArgument;
 
 use crate::launcher::{self, Launcher, Root};
 use crate::notify::{Tag, Waiter};
 use crate::pipe::{Chunk, Outputs, Stdin, Stream, Written};
 use crate::reactor::{self, Command, Role, Shard};
 use crate::session::{Progress, Session, Unsent};
-use crate::spec::{errno_atom, BadStep, Spec, StderrMode, StdinMode};
+use crate::spec::{bad_step, errno_atom, Spec, StderrMode, StdinMode};
 use crate::{atoms, fd};
 
 /// What a program's handle and its session have in common.
@@ -169,14 +168,7 @@ fn spawn_large<'a>(env: Env<'a>, spec: Spec<'a>, reference: Reference<'a>) -> Te
 fn spawn_program<'a>(env: Env<'a>, spec: &Spec<'a>, reference: Reference<'a>) -> Term<'a> {
     let start = match spec.start(env) {
         Ok(start) => start,
-        Err(BadStep { index, reason }) => {
-            let reason = match reason {
-                BadArgument::Type(position) => (atoms::badarg(), position).encode(env),
-                BadArgument::UnknownConstant(_) => atoms::enotsup().encode(env),
-                BadArgument::Undefined => atoms::undef().encode(env),
-            };
-            return (atoms::error(), (atoms::step(), index, reason)).encode(env);
-        }
+        Err(bad) => return bad_step(env, bad),
     };
     let Some(launcher) = launcher::current() else {
         return (atoms::error(), atoms::launcher()).encode(env);

@@ -17,6 +17,14 @@ pub fn lookup(family: Family, name: &str) -> Option<i32> {
         .map(|(_, number)| *number)
 }
 
+/// `15` → `"sigterm"`; `None` for a real-time signal.
+pub fn name_of_signal(signal: i32) -> Option<&'static str> {
+    SIGNAL
+        .iter()
+        .find(|(_, number)| *number == signal)
+        .map(|(name, _)| *name)
+}
+
 fn table(family: Family) -> &'static [(&'static str, i32)] {
     match family {
         Family::Prio => PRIO,
