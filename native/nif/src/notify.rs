@@ -11,7 +11,7 @@ use stdio_protocol::value::Value;
 
 use crate::atoms;
 use crate::pipe::Stream;
-use crate::spec::{encode_value, errno_atom};
+use crate::spec::{encode, errno_atom};
 use crate::task::TaskHandle;
 
 /// A reference kept outside of any process.
@@ -151,7 +151,7 @@ impl Notifier {
     pub fn done(&mut self, waiter: &Waiter, steps: u32, result: &Result<Value, Refusal>) {
         self.send(&waiter.pid, |env| {
             let result = match result {
-                Ok(value) => encode_value(env, value),
+                Ok(value) => encode(env, value).unwrap_or_else(|| atoms::error().encode(env)),
                 Err(Refusal::Errno(errno)) => (atoms::error(), errno_atom(env, *errno)).encode(env),
                 Err(Refusal::Undefined) => atoms::undef().encode(env),
             };
@@ -191,8 +191,7 @@ pub fn encode_task<'a>(env: Env<'a>, task: &Task) -> Term<'a> {
 
 /// `:sigterm` for 15; a real-time signal is `:unknown`.
 fn encode_signal(env: Env<'_>, signal: i32) -> Term<'_> {
-    let name = constant::name_of_signal(signal).unwrap_or("unknown");
-    Atom::from_str(env, name)
+    Atom::from_str(env, &constant::signal_name(signal))
         .unwrap_or_else(|_| atoms::error())
         .to_term(env)
 }

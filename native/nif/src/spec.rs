@@ -1,12 +1,15 @@
 //! What Elixir asks for, decoded and checked before anything is forked.
 
+use rustler::types::tuple::{get_tuple, make_tuple};
 use rustler::{
-    Atom, Binary, Decoder, Encoder, Env, MapIterator, NifMap, NifUnitEnum, Term, TermType,
+    Atom, Binary, Decoder, Encoder, Env, MapIterator, NifMap, NifUnitEnum, OwnedBinary, Term,
+    TermType,
 };
 use serde_bytes::ByteBuf;
 use stdio_protocol::call::Call;
+use stdio_protocol::constant;
 use stdio_protocol::message::{Escalation, Exec, Namespaces, Plan, Start, Step};
-use stdio_protocol::value::{BadArgument, Value};
+use stdio_protocol::value::{is_result_atom, BadArgument, Value};
 
 use crate::atoms;
 
@@ -111,42 +114,32 @@ pub fn bad_step(env: Env<'_>, BadStep { index, reason }: BadStep) -> Term<'_> {
     (atoms::error(), (atoms::step(), index, reason)).encode(env)
 }
 
-/// A result as Elixir sees it. Atoms are those of the table of calls and of constants.
-pub fn encode_value<'a>(env: Env<'a>, value: &Value) -> Term<'a> {
-    let list = |values: &[Value]| -> Vec<Term<'a>> {
-        values
-            .iter()
-            .map(|value| encode_value(env, value))
-            .collect()
-    };
-    match value {
-        Value::Int(number) => match (i64::try_from(*number), u64::try_from(*number)) {
-            (Ok(number), _) => number.encode(env),
-            (_, Ok(number)) => number.encode(env),
-            _ => atoms::error().encode(env),
-        },
-        Value::Atom(name) => Atom::from_str(env, name)
-            .unwrap_or_else(|_| atoms::error())
-            .to_term(env),
-        Value::Bytes(bytes) => {
-            let mut binary = rustler::NewBinary::new(env, bytes.len());
-            binary.as_mut_slice().copy_from_slice(bytes);
-            binary.into()
-        }
-        Value::List(values) => list(values).encode(env),
-        Value::Tuple(values) => rustler::types::tuple::make_tuple(env, &list(values)),
-        Value::Map(pairs) => {
-            let (keys, values): (Vec<_>, Vec<_>) = pairs
-                .iter()
-                .map(|(key, value)| (encode_value(env, key), encode_value(env, value)))
-                .unzip();
-            Term::map_from_term_arrays(env, &keys, &values)
-                .unwrap_or_else(|_| atoms::error().encode(env))
-        }
+/// A call that needs no task. Names of errno values are a closed set, as result atoms are.
+pub fn query<'a>(
+    env: Env<'a>,
+    name: Atom,
+    arguments: &[Term<'a>],
+) -> Result<Term<'a>, BadArgument> {
+    let (name, values) = decode_arguments(env, name, arguments)?;
+    let value = constant::query(&name, &values)?;
+    match &value {
+        Value::Atom(name) => Ok(Atom::from_str(env, name)
+            .map_err(|_| BadArgument::Undefined)?
+            .to_term(env)),
+        value => encode(env, value).ok_or(BadArgument::Undefined),
     }
 }
 
 fn decode_call(env: Env<'_>, name: Atom, arguments: &[Term<'_>]) -> Result<Call, BadArgument> {
+    let (name, values) = decode_arguments(env, name, arguments)?;
+    Call::decode(&name, values)
+}
+
+fn decode_arguments(
+    env: Env<'_>,
+    name: Atom,
+    arguments: &[Term<'_>],
+) -> Result<(String, Vec<Value>), BadArgument> {
     let values = arguments
         .iter()
         .enumerate()
@@ -156,11 +149,20 @@ fn decode_call(env: Env<'_>, name: Atom, arguments: &[Term<'_>]) -> Result<Call,
         .to_term(env)
         .atom_to_string()
         .map_err(|_| BadArgument::Undefined)?;
-    Call::decode(&name, values)
+    Ok((name, values))
 }
+
+/// Lists, maps and tuples of arguments may lie this deep in one another: an iolist that was built
+/// by appending is deep, and the decoder must not exhaust a scheduler's stack.
+const MAX_DEPTH: usize = 64;
 
 /// An argument; `None` for what no call takes (floats, pids, funs, …).
 fn value(term: Term<'_>) -> Option<Value> {
+    value_within(term, MAX_DEPTH)
+}
+
+fn value_within(term: Term<'_>, depth: usize) -> Option<Value> {
+    let inner = |term: Term<'_>| value_within(term, depth.checked_sub(1)?);
     match term.get_type() {
         TermType::Integer => term
             .decode::<i64>()
@@ -172,17 +174,64 @@ fn value(term: Term<'_>) -> Option<Value> {
         TermType::Binary => Binary::decode(term)
             .ok()
             .map(|binary| Value::Bytes(binary.as_slice().to_vec())),
-        TermType::List => term
-            .into_list_iterator()
-            .ok()?
-            .map(value)
-            .collect::<Option<_>>()
-            .map(Value::List),
+        TermType::List => {
+            let mut items = Vec::new();
+            let mut rest = term;
+            while let Ok((head, tail)) = rest.list_get_cell() {
+                items.push(inner(head)?);
+                rest = tail;
+            }
+            // The tail of an improper list: an iolist may end in a binary.
+            match rest.get_type() {
+                TermType::List => {}
+                TermType::Binary => items.push(inner(rest)?),
+                _ => return None,
+            }
+            Some(Value::List(items))
+        }
         TermType::Map => MapIterator::new(term)?
-            .map(|(key, item)| Some((value(key)?, value(item)?)))
+            .map(|(key, item)| Some((inner(key)?, inner(item)?)))
             .collect::<Option<_>>()
             .map(Value::Map),
+        TermType::Tuple => get_tuple(term)
+            .ok()?
+            .into_iter()
+            .map(inner)
+            .collect::<Option<_>>()
+            .map(Value::Tuple),
         _ => None,
+    }
+}
+
+/// A result of a call; `None` if it holds an atom that no call gives, or a number beyond 64 bits.
+pub fn encode<'a>(env: Env<'a>, value: &Value) -> Option<Term<'a>> {
+    let encode_all = |items: &[Value]| -> Option<Vec<Term<'a>>> {
+        items.iter().map(|item| encode(env, item)).collect()
+    };
+    match value {
+        Value::Int(number) => i64::try_from(*number)
+            .map(|number| number.encode(env))
+            .or_else(|_| u64::try_from(*number).map(|number| number.encode(env)))
+            .ok(),
+        // Atoms are never freed: only those of a closed set are made.
+        Value::Atom(name) if is_result_atom(name) => {
+            Some(Atom::from_str(env, name).ok()?.to_term(env))
+        }
+        Value::Atom(_) => None,
+        Value::Bytes(bytes) => {
+            let mut binary = OwnedBinary::new(bytes.len());
+            binary.as_mut_slice().copy_from_slice(bytes);
+            Some(binary.release(env).to_term(env))
+        }
+        Value::List(items) => Some(encode_all(items)?.encode(env)),
+        Value::Tuple(items) => Some(make_tuple(env, &encode_all(items)?)),
+        Value::Map(pairs) => {
+            let pairs = pairs
+                .iter()
+                .map(|(key, item)| Some((encode(env, key)?, encode(env, item)?)))
+                .collect::<Option<Vec<_>>>()?;
+            Term::map_from_pairs(env, &pairs).ok()
+        }
     }
 }
 

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 use rustler::{
-    Atom, Binary, Encoder, Env, LocalPid, Monitor, NifResult, NifTaggedEnum, Reference, Resource,
-    ResourceArc, Term,
+    Atom, Binary, Encoder, Env, LocalPid, Monitor, NifTaggedEnum, Reference, Resource, ResourceArc,
+    Term,
 };
 use serde_bytes::ByteBuf;
 use stdio_protocol::channel;
-use stdio_protocol::constant::{self, Family};
 use stdio_protocol::message::{Exec, Filter, Handler, Program, Setting, Step, ToNode};
+use stdio_protocol::value::BadArgument;
 
 use crate::launcher;
 use crate::node::{self, Ends, Kind, Node, Options, Pending, Rejected};
@@ -23,7 +23,7 @@ use crate::notify::{Tag, Waiter};
 use crate::pipe::{Outputs, Stream, Written};
 use crate::reactor::{self, Command, Role};
 use crate::spec::{bad_step, decode_steps, errno_atom, StepSpec};
-use crate::{atoms, fd};
+use crate::{atoms, fd, spec};
 
 /// The resource; its term is the reference in `%Stdio.Task{}`.
 pub struct TaskHandle {
@@ -591,17 +591,32 @@ fn task_stdio<'a>(env: Env<'a>, task: Task, pid: LocalPid) -> Term<'a> {
     atoms::ok().encode(env)
 }
 
-/// The number of a signal, by its name in any case; `nil` if there is none.
+/// The calls that need no task: `X_constant`, `errno_id`, `version`. `{:ok, value}`, or `:undef` or
+/// `{:badarg, position}`.
 #[rustler::nif]
-fn signal_number(name: String) -> NifResult<Option<i32>> {
-    Ok(constant::lookup(Family::Signal, &name))
+fn query<'a>(env: Env<'a>, name: Atom, arguments: Vec<Term<'a>>) -> Term<'a> {
+    match spec::query(env, name, &arguments) {
+        Ok(value) => (atoms::ok(), value).encode(env),
+        Err(BadArgument::Undefined) => atoms::undef().encode(env),
+        Err(BadArgument::Type(position) | BadArgument::UnknownConstant(position)) => {
+            (atoms::badarg(), position).encode(env)
+        }
+    }
 }
 
-/// The table of calls: `[{name, arguments: [{name, shape}], documentation}]`.
+/// Name, arguments (name and shape each), how many of the last may be left out, documentation.
+type CallRow = (
+    &'static str,
+    Vec<(&'static str, &'static str)>,
+    usize,
+    &'static str,
+);
+
+/// The table of calls.
 #[rustler::nif]
-fn calls() -> Vec<(&'static str, Vec<(&'static str, &'static str)>, &'static str)> {
+fn calls() -> Vec<CallRow> {
     stdio_protocol::call::TABLE
         .iter()
-        .map(|row| (row.name, row.arguments.to_vec(), row.doc))
+        .map(|row| (row.name, row.arguments.to_vec(), row.optional, row.doc))
         .collect()
 }

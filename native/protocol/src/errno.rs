@@ -10,6 +10,11 @@ pub fn name(errno: i32) -> String {
     }
 }
 
+/// Whether [`name`] can give it. No system has reached number 256.
+pub fn is_name(candidate: &str) -> bool {
+    candidate.starts_with('e') && (1..256).any(|errno| name(errno) == candidate)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
     sys::close_from(3);
     sanitize::become_real_root();
     sys::clear_environment();
+    sys::remember_title_area();
     sanitize::refuse_inspection();
     sanitize::assert_single_threaded();
 

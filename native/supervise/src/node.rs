@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -120,7 +120,7 @@ pub fn serve_root(inherited: Inherited, first: ToNode, fds: Vec<OwnedFd>) -> ! {
         signal_one_of: DEFAULT_SIGNAL_ONE_OF,
         outbox: Vec::new(),
     };
-    node.serve(Some((first, fds)))
+    node.serve(first, fds)
 }
 
 /// Why a node stops serving.
@@ -134,11 +134,8 @@ enum Stop {
 }
 
 impl Node {
-    fn serve(mut self, first: Option<(ToNode, Vec<OwnedFd>)>) -> ! {
-        let mut result = match first {
-            Some((message, fds)) => self.handle(message, fds),
-            None => Ok(()),
-        };
+    fn serve(mut self, first: ToNode, fds: Vec<OwnedFd>) -> ! {
+        let mut result = self.handle(first, fds);
         loop {
             if let Err(stop) = result {
                 self.stop(stop);
@@ -241,6 +238,7 @@ impl Node {
             .and_then(|()| dup2_stderr(&stderr))
             .map_err(|_| Stop::Protocol)?;
         self.context.environ = environ.into_iter().map(ByteBuf::into_vec).collect();
+        self.protect();
         let pid = Value::Int(i128::from(getpid().as_raw()));
         self.done(sequence, 0, Ok(pid));
         Ok(())
@@ -276,7 +274,7 @@ impl Node {
                 });
             }
             Ok((Fork::Child, go_ahead, go)) => {
-                let parent = (clone & sys::CLONE_NEWPID == 0).then_some(self.context.own_pid());
+                let parent = (clone & sys::CLONE_NEWPID == 0).then_some(getpid());
                 // Closed with all the others, by number.
                 let _ = go.into_raw_fd();
                 let descriptors = task::Descriptors {
@@ -309,12 +307,21 @@ impl Node {
         };
         std::mem::forget(std::mem::replace(&mut self.signals, signals));
         std::mem::forget(std::mem::replace(&mut self.place, Place::Task));
-        self.context.be_born(parent);
+        self.context.parent = parent;
+        self.protect();
         self.children.clear();
         self.outbox.clear();
         self.own_filter = self.child_filter.clone();
         // A task holds no descriptor but its own: its user namespace's maps can be written.
         let _ = nix::sys::prctl::set_dumpable(true);
+    }
+
+    /// To calls, the descriptors that serving needs do not exist.
+    fn protect(&mut self) {
+        self.context.protected = vec![self.control.as_raw_fd(), self.signals.as_raw_fd()];
+        if let Place::Root { lifeline } = &self.place {
+            self.context.protected.push(lifeline.as_raw_fd());
+        }
     }
 
     fn batch(&mut self, sequence: Sequence, steps: &[Step]) {
@@ -589,15 +596,5 @@ impl Node {
             PollTimeout::try_from(PASS_PAUSE).unwrap_or(PollTimeout::ZERO),
         );
         while let Ok(Some(_)) = self.signals.read_signal() {}
-    }
-}
-
-impl Context {
-    fn own_pid(&self) -> Pid {
-        getpid()
-    }
-
-    fn be_born(&mut self, parent: Option<Pid>) {
-        self.parent = parent;
     }
 }

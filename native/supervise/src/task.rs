@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -46,7 +46,8 @@ pub fn run(prepared: Prepared, descriptors: Descriptors, parent: Pid) -> ! {
     };
     let mut context = Context {
         parent: (!prepared.namespaces.pid).then_some(parent),
-        ..Context::default()
+        environ: Vec::new(),
+        protected: vec![control.as_raw_fd()],
     };
     let Failure(stage, errno) = setup(prepared.own_ids)
         .and_then(|()| steps(&prepared.steps, &mut context))
