@@ -95,6 +95,10 @@ pub fn is_result_atom(name: &str) -> bool {
         "termsig",
         "stopsig",
         "continued",
+        "sig_dfl",
+        "sig_ign",
+        "sig_info",
+        "forward",
     ];
     WORDS.contains(&name)
         || constant::lookup(Family::Signal, name).is_some()
