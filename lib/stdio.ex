@@ -95,6 +95,14 @@ defmodule Stdio do
   def with_supervisor(behaviour, %Stdio{} = supervisor),
     do: Phases.with_supervisor(behaviour, supervisor)
 
+  # STAND-INS, dropped on merge: these two come with Stdio.Task and Stdio.Syscall.
+  @doc false
+  def supervisor(atexit \\ :shutdown, filter \\ :default, opts \\ []),
+    do: Stdio.Task.answer(:supervisor, [atexit, filter, opts], {:ok, %Stdio{}})
+
+  @doc false
+  def reap(tree, signal \\ :SIGKILL), do: Stdio.Syscall.os().reap(tree, signal)
+
   defp run(command, Stdio.Process = behaviour, config, verb, input) do
     config = Config.validate!(config, [], verb, behaviour)
     normal = Command.normalize!(command, Config.get(config, :search))
