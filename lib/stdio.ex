@@ -28,7 +28,9 @@ defmodule Stdio do
   message, so streams may be nested, zipped and run side by side in one process.
   """
 
-  alias Stdio.{Command, Config}
+  use Stdio.Behaviour
+
+  alias Stdio.{Command, Config, Phases}
   alias Stdio.Stream.Runner
 
   @typedoc "What to run; see the examples above."
@@ -75,6 +77,31 @@ defmodule Stdio do
   def pipe!(enum, command, behaviour \\ Stdio.Process, config \\ []) do
     run(command, behaviour, config, :pipe, {:feed, enum})
   end
+
+  @doc """
+  The phases of `behaviour`, a keyword list, with a supervisor that exists already.
+
+  So programs may share one that does not end with any of them:
+
+      {:ok, supervisor} = Stdio.supervisor(:noshutdown)
+      phases = Stdio.with_supervisor(Stdio.Process, supervisor)
+      Stdio.stream!("echo $PPID", phases)
+      Stdio.stream!("echo $PPID", phases)
+
+  `behaviour` may also be in any of the other forms `stream!/3` takes. ArgumentError for what is
+  no behaviour.
+  """
+  @spec with_supervisor(Phases.behaviour(), t) :: keyword
+  def with_supervisor(behaviour, %Stdio{} = supervisor),
+    do: Phases.with_supervisor(behaviour, supervisor)
+
+  # STAND-INS, dropped on merge: these two come with Stdio.Task and Stdio.Syscall.
+  @doc false
+  def supervisor(atexit \\ :shutdown, filter \\ :default, opts \\ []),
+    do: Stdio.Task.answer(:supervisor, [atexit, filter, opts], {:ok, %Stdio{}})
+
+  @doc false
+  def reap(tree, signal \\ :SIGKILL), do: Stdio.Syscall.os().reap(tree, signal)
 
   defp run(command, Stdio.Process = behaviour, config, verb, input) do
     config = Config.validate!(config, [], verb, behaviour)
