@@ -95,13 +95,89 @@ defmodule Stdio do
   def with_supervisor(behaviour, %Stdio{} = supervisor),
     do: Phases.with_supervisor(behaviour, supervisor)
 
-  # STAND-INS, dropped on merge: these two come with Stdio.Task and Stdio.Syscall.
-  @doc false
-  def supervisor(atexit \\ :shutdown, filter \\ :default, opts \\ []),
-    do: Stdio.Task.answer(:supervisor, [atexit, filter, opts], {:ok, %Stdio{}})
+  @supervisor_filter {:allow,
+                      [
+                        :close,
+                        :exit,
+                        :fork,
+                        :getpid,
+                        :kill,
+                        :setcpid,
+                        :sigaction,
+                        :clone,
+                        :procctl
+                      ]}
 
-  @doc false
-  def reap(tree, signal \\ :SIGKILL), do: Stdio.Syscall.os().reap(tree, signal)
+  @doc """
+  A supervisor: a root task, prepared by `supervise/3`. The caller owns it; when it dies, all of the
+  supervisor's tree dies.
+
+  | `atexit` | when a stream on it ends, or could not be started |
+  |---|---|
+  | `:shutdown` | everything below it is killed, then it ends |
+  | `:noreap` | it ends, and its tree with it |
+  | `:noshutdown` | it lives on, and so do processes it has adopted, until `reap/2` or its own end |
+  | fun/3 | is called with its task, the pipeline and the `state` of the struct |
+
+  `filter` is what it may be asked for from then on; its children are not restricted. `opts`:
+  `containment: :auto | :best_effort`; anything else is `{:error, :enotsup}`.
+  """
+  @spec supervisor(atexit, Stdio.Task.filter(), keyword) :: {:ok, t} | {:error, posix}
+  def supervisor(atexit \\ :shutdown, filter \\ @supervisor_filter, opts \\ []) do
+    case Keyword.get(opts, :containment, :auto) do
+      containment when containment in [:auto, :best_effort] ->
+        with {:ok, task} <- Stdio.Task.fork(), do: supervised(task, atexit, filter)
+
+      _ ->
+        {:error, :enotsup}
+    end
+  end
+
+  defp supervised(task, atexit, filter) do
+    with {:error, _} = error <- supervise(task, atexit, filter) do
+      Stdio.Task.stop(task)
+      error
+    end
+  end
+
+  @doc """
+  Turns any task into a supervisor. The first step that fails is returned.
+
+  It becomes a subreaper, so descendants that lose their parent become its children; forwards
+  signals to its descendants; is called `Supervise`; gives its children credit for one chunk at a
+  time; and is restricted by `filter`.
+  """
+  @spec supervise(Stdio.Task.t(), atexit, Stdio.Task.filter()) :: {:ok, t} | {:error, posix}
+  def supervise(task, atexit \\ :shutdown, filter \\ @supervisor_filter) do
+    syscall = Stdio.Syscall.os()
+
+    with :ok <- syscall.subreaper(task),
+         :ok <- Stdio.Task.__forward__(task),
+         :ok <- syscall.setproctitle(task, "Supervise"),
+         true <- Stdio.Task.setopt(task, :signaloneof, 9),
+         true <- Stdio.Task.setopt(task, :flowcontrol, 1),
+         :ok <- Stdio.Task.filter(task, filter, []) do
+      {:ok, %Stdio{init: task, atexit: atexit}}
+    else
+      false -> {:error, :esrch}
+      {:error, reason} -> {:error, reason}
+    end
+  end
+
+  @doc """
+  Signals every descendant of the tree's supervisor, which stays alive.
+
+  SIGKILL: again and again until none is left, for 5 s at most (`{:error, :etimedout}`). Any other
+  signal: once to each process found.
+  """
+  @spec reap(Stdio.ProcessTree.t(), Stdio.Signal.t()) :: :ok | {:error, posix}
+  def reap(%Stdio.ProcessTree{} = tree, signal \\ :SIGKILL),
+    do: Stdio.Syscall.os().reap(tree, signal)
+
+  @doc "As `reap/2`, the descendants of `os_pid`; itself not included."
+  @spec reap(Stdio.ProcessTree.t(), pos_integer, Stdio.Signal.t()) :: :ok | {:error, posix}
+  def reap(%Stdio.ProcessTree{} = tree, os_pid, signal),
+    do: Stdio.Syscall.os().reap(tree, os_pid, signal)
 
   defp run(command, Stdio.Process = behaviour, config, verb, input) do
     config = Config.validate!(config, [], verb, behaviour)

@@ -52,7 +52,7 @@ defmodule Stdio.Native do
   # task.rs; what a process answers comes as {ref, answer}:
   #
   #   {ref, {:ok, task}}   of task_root and task_fork
-  #   {ref, {:done, steps, value | {:error, posix} | :undef}}
+  #   {ref, {:done, steps, value | {:error, posix} | :undef, :same | {:state, value}}}
   #   {ref, :stopped}
   #
   # :ok | {:error, :esrch | :execed | posix | :launcher}
@@ -62,6 +62,7 @@ defmodule Stdio.Native do
   def task_exec(_task, _program, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_filter(_task, _own, _children, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_sigaction(_task, _signal, _handler, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_forward(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_exit(_task, _status), do: :erlang.nif_error(:nif_not_loaded)
   def task_stop(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
 

@@ -56,6 +56,8 @@ defmodule Stdio.Task do
   @typedoc "Environment entries, `KEY=value` each."
   @type env :: [iodata]
   @type stream :: :stdin | :stdout | :stderr
+  @typedoc "Calls that are denied, or all that are allowed; `[]`: as it is."
+  @type filter :: [atom] | {:allow | :deny, [atom]}
 
   # Of a program that runs; after which it is given up on. ms.
   @stop_deadline 15_000
@@ -143,7 +145,7 @@ defmodule Stdio.Task do
   defp await_task(ref) do
     receive do
       {^ref, {:ok, task}} -> {:ok, task}
-      {^ref, {:done, _, result}} -> result
+      {^ref, {:done, _, result, _}} -> result
     end
   end
 
@@ -445,7 +447,7 @@ defmodule Stdio.Task do
   ## Restrictions and signals
 
   @doc "`filter(task, calls, calls)`"
-  @spec filter(t, [atom] | {:allow | :deny, [atom]}) :: :ok | {:error, posix}
+  @spec filter(t, filter) :: :ok | {:error, posix}
   def filter(task, calls), do: filter(task, calls, calls)
 
   @doc """
@@ -454,8 +456,7 @@ defmodule Stdio.Task do
   A list denies these calls, `{:allow, list}` everything else, `[]` changes nothing. Restrictions
   only grow. A call that is filtered raises UndefinedFunctionError.
   """
-  @spec filter(t, [atom] | {:allow | :deny, [atom]}, [atom] | {:allow | :deny, [atom]}) ::
-          :ok | {:error, posix}
+  @spec filter(t, filter, filter) :: :ok | {:error, posix}
   def filter(%__MODULE__{} = task, calls, subprocess_calls) do
     ref = make_ref()
     own = filter_spec(calls)
@@ -512,6 +513,18 @@ defmodule Stdio.Task do
         :ok -> ref |> await_done() |> result(call)
         other -> result(other, call)
       end
+    end
+  end
+
+  @doc false
+  # The handlers of a supervisor, in one step.
+  @spec __forward__(t) :: :ok | {:error, posix}
+  def __forward__(%__MODULE__{} = task) do
+    ref = make_ref()
+
+    case Native.task_forward(task.ref, ref) do
+      :ok -> ref |> await_done() |> result({:sigaction, [task]})
+      other -> result(other, {:sigaction, [task]})
     end
   end
 
@@ -585,33 +598,40 @@ defmodule Stdio.Task do
   end
 
   @doc false
-  # The built-in calls of an op list in one message. Steps are {name, arguments, ignored, errexit}
-  # with errno numbers or names in `ignored`.
-  #
-  # {:ok, value of the last one} | {:error, index, reason}; reason as one call gives it: a posix
-  # atom, {:undef, _} or {:raise, exception}.
-  def __batch__(%__MODULE__{} = task, steps) do
+  # The side of a task in a run of ops: see Stdio.Op.Runner.
+  @spec __batch__(t, [{atom, [term], [posix], boolean}]) ::
+          {:ok, non_neg_integer, :same | {:state, term}}
+          | {:stop, non_neg_integer, term, :same | {:state, term}}
+  def __batch__(%__MODULE__{} = task, calls) do
     ref = make_ref()
 
-    case Native.task_batch(task.ref, steps, ref) do
+    case Native.task_batch(task.ref, calls, ref) do
       :ok ->
         receive do
-          {^ref, {:done, index, :undef}} -> {:error, index, :undef}
-          {^ref, {:done, index, {:error, reason}}} -> {:error, index, reason}
-          {^ref, {:done, _count, value}} -> {:ok, value}
+          # Filtered: made by itself, it raises.
+          {^ref, {:done, done, :undef, state}} -> {:ok, done, state}
+          {^ref, {:done, done, _, state}} when done == length(calls) -> {:ok, done, state}
+          {^ref, {:done, done, result, state}} -> {:stop, done, result, state}
         end
 
-      {:error, {:step, index, reason}} ->
-        {:error, index, reason}
+      # Unknown, or with wrong arguments; nothing was sent.
+      {:error, {:step, 0, _}} ->
+        {:ok, 0, :same}
+
+      {:error, {:step, index, _}} ->
+        __batch__(task, Enum.take(calls, index))
+
+      {:error, :execed} ->
+        {:ok, 0, :same}
 
       {:error, reason} ->
-        {:error, 0, reason}
+        {:stop, 0, {:error, reason}, :same}
     end
   end
 
   defp await_done(ref) do
     receive do
-      {^ref, {:done, _steps, result}} -> result
+      {^ref, {:done, _steps, result, _state}} -> result
     end
   end
 

@@ -398,7 +398,8 @@ impl Served<'_> {
                 sequence,
                 steps,
                 result,
-            } => self.done(sequence, steps, result),
+                state,
+            } => self.done(sequence, steps, &result, state.as_ref()),
             FromNode::Execing { sequence } => node.lock().executing = Some(sequence),
             FromNode::Exited { task, exit, usage } => {
                 node.shard
@@ -437,7 +438,13 @@ impl Served<'_> {
         }
     }
 
-    fn done(&mut self, sequence: Sequence, steps: u32, result: Result<Value, Refusal>) {
+    fn done(
+        &mut self,
+        sequence: Sequence,
+        steps: u32,
+        result: &Result<Value, Refusal>,
+        state: Option<&Value>,
+    ) {
         let node = self.node().clone();
         let pending = {
             let mut inner = node.lock();
@@ -449,17 +456,17 @@ impl Served<'_> {
         let Some(Pending { waiter, kind }) = pending else {
             return;
         };
-        match (kind, &result) {
+        match (kind, result) {
             (Kind::Fork(child), _) => {
                 node.lock().children.retain(|task| *task != child);
                 registry().remove(&child);
-                self.notifier.done(&waiter, steps, &result);
+                self.notifier.done(&waiter, steps, result, state);
             }
             (Kind::Root, Ok(Value::Int(pid))) => {
                 node.lock().pid = i32::try_from(*pid).ok();
                 self.notifier.forked(&waiter, self.handle);
             }
-            _ => self.notifier.done(&waiter, steps, &result),
+            _ => self.notifier.done(&waiter, steps, result, state),
         }
     }
 
@@ -475,7 +482,7 @@ impl Served<'_> {
         };
         if let Some(pending) = executed {
             self.notifier
-                .done(&pending.waiter, 0, &Ok(Value::Atom("ok".to_owned())));
+                .done(&pending.waiter, 0, &Ok(Value::atom("ok")), None);
             return After::Wait;
         }
         if node.lock().execed {
@@ -499,7 +506,7 @@ impl Served<'_> {
                 registry().remove(&child);
             }
             self.notifier
-                .done(&waiter, 0, &Err(Refusal::Errno(libc::ESRCH)));
+                .done(&waiter, 0, &Err(Refusal::Errno(libc::ESRCH)), None);
         }
     }
 
@@ -521,7 +528,7 @@ impl Served<'_> {
         // It had executed, if it said that it would, and no failure came after that.
         if let Some(pending) = execed_now {
             self.notifier
-                .done(&pending.waiter, 0, &Ok(Value::Atom("ok".to_owned())));
+                .done(&pending.waiter, 0, &Ok(Value::atom("ok")), None);
         }
         self.fail_pending();
         self.end_children(&children);

@@ -147,15 +147,27 @@ impl Notifier {
         });
     }
 
-    /// `{ref, {:done, steps, value | {:error, posix} | :undef}}`
-    pub fn done(&mut self, waiter: &Waiter, steps: u32, result: &Result<Value, Refusal>) {
+    /// `{ref, {:done, steps, value | {:error, posix} | :undef, :same | {:state, value}}}`
+    pub fn done(
+        &mut self,
+        waiter: &Waiter,
+        steps: u32,
+        result: &Result<Value, Refusal>,
+        state: Option<&Value>,
+    ) {
         self.send(&waiter.pid, |env| {
+            let encode = |value| encode(env, value).unwrap_or_else(|| atoms::error().encode(env));
             let result = match result {
-                Ok(value) => encode(env, value).unwrap_or_else(|| atoms::error().encode(env)),
+                Ok(value) => encode(value),
                 Err(Refusal::Errno(errno)) => (atoms::error(), errno_atom(env, *errno)).encode(env),
                 Err(Refusal::Undefined) => atoms::undef().encode(env),
             };
-            (waiter.tag.encode(env), (atoms::done(), steps, result)).encode(env)
+            let state = match state {
+                Some(value) => (atoms::state(), encode(value)).encode(env),
+                None => atoms::same().encode(env),
+            };
+            let done = (atoms::done(), steps, result, state);
+            (waiter.tag.encode(env), done).encode(env)
         });
     }
 

@@ -31,8 +31,8 @@ pub struct Spec<'a> {
     pub max_chunk: usize,
 }
 
-/// `{name, args, ignored errno numbers, errexit}`
-pub type StepSpec<'a> = (Atom, Vec<Term<'a>>, Vec<i32>, bool);
+/// `{name, args, ignored posix atoms, errexit}`
+pub type StepSpec<'a> = (Atom, Vec<Term<'a>>, Vec<Atom>, bool);
 
 #[derive(NifUnitEnum, Clone, Copy, PartialEq, Eq)]
 pub enum NetMode {
@@ -97,7 +97,10 @@ pub fn decode_steps(env: Env<'_>, steps: &[StepSpec<'_>]) -> Result<Vec<Step>, B
                 decode_call(env, *name, arguments).map_err(|reason| BadStep { index, reason })?;
             Ok(Step {
                 call,
-                ignore: ignore.clone(),
+                ignore: ignore
+                    .iter()
+                    .filter_map(|name| errno_number(env, *name))
+                    .collect(),
                 errexit: *errexit,
             })
         })
@@ -233,6 +236,12 @@ pub fn encode<'a>(env: Env<'a>, value: &Value) -> Option<Term<'a>> {
             Term::map_from_pairs(env, &pairs).ok()
         }
     }
+}
+
+/// A name that is no errno is never returned, and so needs no number.
+fn errno_number(env: Env<'_>, name: Atom) -> Option<i32> {
+    let name = name.to_term(env).atom_to_string().ok()?;
+    stdio_protocol::errno::number(&name)
 }
 
 /// `:enoent` for 2. A fixed set of names, so no atoms pile up.

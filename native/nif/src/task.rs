@@ -301,6 +301,12 @@ fn task_sigaction<'a>(
     )
 }
 
+/// A supervisor's signal handlers. The answer is `{:done, 0, :ok | error}`.
+#[rustler::nif]
+fn task_forward<'a>(env: Env<'a>, task: Task, reference: Reference<'a>) -> Term<'a> {
+    set(env, &task, Setting::Forward, reference)
+}
+
 fn set<'a>(env: Env<'a>, task: &Task, setting: Setting, reference: Reference<'a>) -> Term<'a> {
     let pending = Pending {
         waiter: waiter(env, reference),

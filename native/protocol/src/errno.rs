@@ -10,9 +10,17 @@ pub fn name(errno: i32) -> String {
     }
 }
 
-/// Whether [`name`] can give it. No system has reached number 256.
+/// `"enoent"` → `2`. No system has reached number 256.
+pub fn number(candidate: &str) -> Option<i32> {
+    if !candidate.starts_with('e') {
+        return None;
+    }
+    (1..256).find(|errno| name(*errno) == candidate)
+}
+
+/// Whether [`name`] can give it.
 pub fn is_name(candidate: &str) -> bool {
-    candidate.starts_with('e') && (1..256).any(|errno| name(errno) == candidate)
+    number(candidate).is_some()
 }
 
 #[cfg(test)]

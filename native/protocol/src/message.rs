@@ -130,6 +130,9 @@ pub enum Setting {
         signal: i32,
         handler: Option<Handler>,
     },
+    /// A supervisor's handlers in one step: every signal that can be is forwarded, but those
+    /// which mean a fault of the process itself, and SIGPIPE, SIGCHLD.
+    Forward,
     /// What the children's groups are sent when the control socket ends.
     SignalOneOf(i32),
 }
@@ -162,12 +165,14 @@ pub enum FromNode {
         /// As this process sees it.
         pid: i32,
     },
-    /// The results of a batch: how many steps were done, and the last one's value, or why the
-    /// next one failed.
+    /// What a batch came to: how many steps went well, and the last one's value; or the outcome of
+    /// the next one, which did not: a value other than `:ok` and `{:ok, _}`, or a refusal.
+    /// `state` is what the last of those that went well gave: `:ok`, or the value in `{:ok, _}`.
     Done {
         sequence: Sequence,
         steps: u32,
         result: Result<Value, Refusal>,
+        state: Option<Value>,
     },
     /// The last message before execve; end of file after it means that the program runs.
     Execing {

@@ -325,8 +325,11 @@ impl Node {
     }
 
     fn batch(&mut self, sequence: Sequence, steps: &[Step]) {
-        let mut last = Value::Atom("ok".to_owned());
-        for (done, step) in (0..).zip(steps) {
+        let ok = || Value::Atom("ok".to_owned());
+        let mut state = None;
+        let mut stopped = None;
+        let mut done = 0;
+        for step in steps {
             let result = if self.own_filter.allows(step.call.name()) {
                 call::apply(&step.call, &mut self.context)
                     .map_err(|errno| Refusal::Errno(errno as i32))
@@ -334,13 +337,31 @@ impl Node {
                 Err(Refusal::Undefined)
             };
             match result {
-                Ok(value) => last = value,
-                Err(Refusal::Errno(errno)) if !step.errexit || step.ignore.contains(&errno) => {}
-                Err(refusal) => return self.done(sequence, done, Err(refusal)),
+                Err(Refusal::Errno(errno)) if step.ignore.contains(&errno) => state = Some(ok()),
+                Err(Refusal::Errno(_)) if !step.errexit => {}
+                Ok(value) => match state_of(&value) {
+                    Some(value) => state = Some(value),
+                    None => stopped = Some(Ok(value)),
+                },
+                Err(refusal) => stopped = Some(Err(refusal)),
             }
+            if stopped.is_some() {
+                break;
+            }
+            done += 1;
         }
-        let steps = u32::try_from(steps.len()).unwrap_or(u32::MAX);
-        self.done(sequence, steps, Ok(last));
+        let last = || match &state {
+            None => ok(),
+            Some(Value::Atom(name)) if name == "ok" => ok(),
+            Some(value) => Value::Tuple(vec![ok(), value.clone()]),
+        };
+        let result = stopped.unwrap_or_else(|| Ok(last()));
+        self.tell(&FromNode::Done {
+            sequence,
+            steps: done,
+            result,
+            state,
+        });
     }
 
     /// Returns only if it fails: the process is the program then.
@@ -407,6 +428,10 @@ impl Node {
             Setting::Sigaction { signal, handler } => self
                 .sigaction(signal, handler)
                 .map_err(|errno| Refusal::Errno(errno as i32)),
+            Setting::Forward if !self.own_filter.allows("sigaction") => Err(Refusal::Undefined),
+            Setting::Forward => self
+                .forward_all()
+                .map_err(|errno| Refusal::Errno(errno as i32)),
             Setting::SignalOneOf(signal) => {
                 self.signal_one_of = signal;
                 Ok(Value::Atom("ok".to_owned()))
@@ -418,6 +443,21 @@ impl Node {
     fn filter(&mut self, own: &Filter, children: &Filter) {
         self.own_filter.narrow(own);
         self.child_filter.narrow(children);
+    }
+
+    fn forward_all(&mut self) -> Result<Value, Errno> {
+        const FAULTS: [i32; 3] = [libc::SIGILL, libc::SIGBUS, libc::SIGSEGV];
+        const KEPT: [i32; 4] = [libc::SIGKILL, libc::SIGSTOP, libc::SIGCHLD, libc::SIGPIPE];
+        for signal in 1..=64 {
+            let handler = match signal {
+                signal if KEPT.contains(&signal) => continue,
+                signal if FAULTS.contains(&signal) => Handler::Default,
+                _ => Handler::Forward,
+            };
+            self.handlers.set(signal, handler);
+        }
+        self.reported().thread_set_mask()?;
+        Ok(Value::Atom("ok".to_owned()))
     }
 
     fn sigaction(&mut self, signal: i32, handler: Option<Handler>) -> Result<Value, Errno> {
@@ -525,6 +565,7 @@ impl Node {
             sequence,
             steps,
             result,
+            state: None,
         });
     }
 
@@ -596,5 +637,18 @@ impl Node {
             PollTimeout::try_from(PASS_PAUSE).unwrap_or(PollTimeout::ZERO),
         );
         while let Ok(Some(_)) = self.signals.read_signal() {}
+    }
+}
+
+/// What a result leaves for a later step of the same level: `:ok` itself, or the value in
+/// `{:ok, value}`. Results of any other shape end a batch.
+fn state_of(value: &Value) -> Option<Value> {
+    match value {
+        Value::Atom(name) if name == "ok" => Some(value.clone()),
+        Value::Tuple(items) => match items.as_slice() {
+            [Value::Atom(name), value] if name == "ok" => Some(value.clone()),
+            _ => None,
+        },
+        _ => None,
     }
 }
