@@ -38,31 +38,34 @@ defmodule Stdio.Syscall.Linux do
   @doc "Signals all descendants of the supervisor, which it does itself: with its own privileges."
   @impl true
   @spec reap(Syscall.tree(), Stdio.Signal.t()) :: :ok | {:error, :etimedout}
-  def reap(%{supervisor: %{init: :noproc}}, _signal), do: :ok
-
-  def reap(%{supervisor: %{init: task}} = tree, signal) do
-    case Stdio.Task.pidof(task) do
-      :noproc -> :ok
-      pid -> reap(tree, pid, signal)
-    end
+  def reap(%{supervisor: %{init: task}}, signal) do
+    reap_below(task, fn supervisor -> supervisor end, signal)
   end
 
   @doc "Signals all descendants of `os_pid`."
   @impl true
   @spec reap(Syscall.tree(), pos_integer, Stdio.Signal.t()) :: :ok | {:error, :etimedout}
-  def reap(%{supervisor: %{init: :noproc}}, _os_pid, _signal), do: :ok
-
   def reap(%{supervisor: %{init: task}}, os_pid, signal) do
-    case Stdio.Task.pidof(task) do
+    reap_below(task, fn _supervisor -> os_pid end, signal)
+  end
+
+  defp reap_below(task, root, signal) do
+    number = Stdio.Signal.signal_number!(signal)
+
+    case pidof(task) do
+      # Nothing outlives it.
       :noproc ->
         :ok
 
       supervisor ->
-        kill = fn pid -> Stdio.Task.kill(task, pid, signal) end
+        kill = fn pid -> Stdio.Task.kill(task, pid, number) end
         options = [procfs: Syscall.os().procfs(), supervisor: supervisor]
-        Walk.reap(os_pid, Stdio.Signal.signal_number!(signal), kill, options)
+        Walk.reap(root.(supervisor), number, kill, options)
     end
   end
+
+  defp pidof(:noproc), do: :noproc
+  defp pidof(task), do: Stdio.Task.pidof(task)
 
   @doc "App env `:procfs`, else `\"/proc\"`."
   @impl true
