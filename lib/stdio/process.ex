@@ -68,6 +68,8 @@ defmodule Stdio.Process do
   | `no_new_privs` | unless `setuid: true` | prctl(2) |
   | `set_pdeathsig` | | prctl(2); it comes last, as a change of ids clears it |
 
+  The last two are Linux's; `Stdio.Syscall` has what takes their place elsewhere.
+
       iex> Stdio.Process.ops(path: "/tmp", rlimit: [], uid: 1000, setuid: true)
       [
         {:setsid, []},
@@ -80,6 +82,8 @@ defmodule Stdio.Process do
   @impl Stdio
   @spec ops(Config.t()) :: [{atom, [term]}]
   def ops(config) do
+    os = Stdio.Syscall.os()
+
     [
       {:setsid, []},
       {:setpriority, [:prio_process, 0, Config.get(config, :priority)]},
@@ -87,8 +91,7 @@ defmodule Stdio.Process do
     ] ++
       for({limit, value} <- Config.get(config, :rlimit), do: {:setrlimit, [limit, value]}) ++
       [{:setugid, [Config.uid(config), Config.gid(config), Config.groups(config)]}] ++
-      disable_setuid(Config.get(config, :setuid)) ++
-      [{:set_pdeathsig, [9]}]
+      disable_setuid(os, Config.get(config, :setuid)) ++ os.set_pdeathsig()
   end
 
   defp directory(config),
@@ -105,8 +108,8 @@ defmodule Stdio.Process do
     end
   end
 
-  defp disable_setuid(true), do: []
-  defp disable_setuid(false), do: [{:no_new_privs, []}]
+  defp disable_setuid(_os, true), do: []
+  defp disable_setuid(os, false), do: os.disable_setuid()
 
   @doc "Kills the process whose start has failed, and all it has started."
   @impl Stdio

@@ -62,6 +62,33 @@ defmodule Stdio.Procfs do
     end
   end
 
+  @doc false
+  # All descendants, parents before their children where the kernel lists children.
+  @spec descendants(pos_integer, Path.t()) :: [pos_integer]
+  def descendants(pid, procfs) do
+    case threads(pid, procfs) do
+      {:ok, children} -> generations(Enum.uniq(children), MapSet.new([pid]), procfs)
+      :error -> children(pid, procfs)
+    end
+  end
+
+  defp generations([], _seen, _procfs), do: []
+
+  defp generations(pids, seen, procfs) do
+    seen = MapSet.union(seen, MapSet.new(pids))
+
+    # Without the file it has ended; its children are to be found with another process.
+    next =
+      for pid <- pids,
+          {:ok, children} <- [threads(pid, procfs)],
+          child <- children,
+          child not in seen,
+          uniq: true,
+          do: child
+
+    pids ++ generations(next, seen, procfs)
+  end
+
   # A child is listed with the thread that forked it. Threads that end meanwhile are passed over.
   defp threads(pid, procfs) do
     texts =

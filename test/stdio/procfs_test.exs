@@ -6,25 +6,18 @@ defmodule Stdio.ProcfsTest do
 
   alias Stdio.Procfs
 
-  # A procfs of our own: `%{pid => parent}`, with the `children` files of a kernel that has them.
+  import Stdio.Test.FakeProcfs, only: [write: 3]
+
+  # Without a list of children; `threads: false` without a directory for it.
   defp fake(processes, options \\ []) do
-    root = Path.join(System.tmp_dir!(), "procfs-#{System.unique_integer([:positive])}")
-    on_exit(fn -> File.rm_rf!(root) end)
-    File.mkdir_p!(Path.join(root, "self"))
-    File.write!(Path.join(root, "uptime"), "1.00 1.00\n")
+    root = Stdio.Test.FakeProcfs.empty()
 
     for {pid, parent} <- processes do
-      write(root, "#{pid}/status", "Name:\tp#{pid}\nPid:\t#{pid}\nPPid:\t#{parent}\n")
+      Stdio.Test.FakeProcfs.add(root, pid, parent)
       if options[:threads] != false, do: File.mkdir_p!(Path.join(root, "#{pid}/task/#{pid}"))
     end
 
     root
-  end
-
-  defp write(root, path, text) do
-    path = Path.join(root, path)
-    File.mkdir_p!(Path.dirname(path))
-    File.write!(path, text)
   end
 
   describe "ps/1" do
@@ -148,6 +141,26 @@ defmodule Stdio.ProcfsTest do
       assert [_sleep] = eventually(fn -> Procfs.children(inner) end)
       assert 1 = hd(Procfs.children(0))
       System.cmd("kill", Enum.map([outer, inner | Procfs.children(inner)], &to_string/1))
+    end
+  end
+
+  describe "descendants/2" do
+    test "parents before their children, each once, whatever their ids" do
+      root = Stdio.Test.FakeProcfs.new(%{1 => 0, 50 => 1, 20 => 50, 30 => 20, 40 => 1})
+      assert Procfs.descendants(1, root) == [40, 50, 20, 30]
+      assert Procfs.descendants(50, root) == [20, 30]
+      assert Procfs.descendants(30, root) == []
+      assert Procfs.descendants(99, root) == []
+    end
+
+    test "a snapshot with a cycle, and with one that is gone" do
+      root = Stdio.Test.FakeProcfs.new(%{5 => 7, 6 => 5, 7 => 6})
+      write(root, "7/task/7/children", "5 6 8 ")
+      assert Procfs.descendants(5, root) == [6, 7, 8]
+    end
+
+    test "without a list of children" do
+      assert Procfs.descendants(1, fake(%{1 => 0, 50 => 1, 20 => 50, 2 => 0})) == [20, 50]
     end
   end
 
