@@ -171,6 +171,11 @@ impl Notifier {
         });
     }
 
+    /// `{ref, :ended}`: of a task that is held, whose output is read to its end when it is released.
+    pub fn ended(&mut self, to: &LocalPid, tag: &Tag) {
+        self.send(to, |env| (tag.encode(env), atoms::ended()).encode(env));
+    }
+
     /// `{ref, :stopped}`
     pub fn stopped(&mut self, waiter: &Waiter) {
         self.send(&waiter.pid, |env| {

@@ -101,6 +101,8 @@ pub enum Command {
     NodeExited(TaskId, Exit, Box<Usage>),
     NodeOwnerDown(TaskId, LocalPid),
     StopNode(ResourceArc<TaskHandle>, Waiter),
+    ReleaseNode(TaskId),
+    TerminateNode(TaskId, Escalation),
 }
 
 /// One I/O thread, as others see it.
@@ -322,6 +324,10 @@ impl Thread {
             }
             Command::NodeOwnerDown(id, pid) => self.serve_node(id, |node| node.owner_down(pid)),
             Command::StopNode(task, waiter) => self.stop_node(&task, waiter),
+            Command::ReleaseNode(id) => self.serve_node(id, |node| node.release()),
+            Command::TerminateNode(id, escalation) => {
+                self.serve_node(id, |node| node.terminate(escalation));
+            }
             Command::Launcher(launcher) => {
                 if self.watch(&launcher).is_err() {
                     launcher.lost();

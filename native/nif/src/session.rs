@@ -42,6 +42,10 @@ pub enum Alarm {
     Send,
     /// A pipe is still open after the end of a task.
     Escaped,
+    /// A task's program has had its time.
+    Deadline,
+    /// A task's program has had its grace.
+    Grace,
     /// The supervisor should have ended its tree.
     Stuck,
     /// The launcher should have ended the supervisor.
@@ -212,7 +216,7 @@ impl Session {
                 self.root = None;
                 self.progress.root_gone = true;
             }
-            Alarm::Escaped | Alarm::Flush | Alarm::Reap => {}
+            Alarm::Escaped | Alarm::Deadline | Alarm::Grace | Alarm::Flush | Alarm::Reap => {}
         }
         self.settle(notifier)
     }

@@ -15,8 +15,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use nix::fcntl::{open, OFlag};
-use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 use rustler::{
     Atom, Binary, Encoder, Env, LocalPid, Monitor, OwnedBinary, Reference, Resource, ResourceArc,
@@ -100,19 +98,12 @@ struct Connections {
 impl Connections {
     fn new(spec: &Spec<'_>) -> Result<Self, Errno> {
         let (task, task_peer) = channel::pair()?;
-        let null = || {
-            open(
-                c"/dev/null",
-                OFlag::O_RDWR | OFlag::O_CLOEXEC,
-                Mode::empty(),
-            )
-        };
         let (stdin_end, stdin) = match spec.stdin {
             StdinMode::Pipe => {
                 let (read, write) = fd::pipe()?;
                 (read, Some(ours(write)?))
             }
-            StdinMode::Null => (null()?, None),
+            StdinMode::Null => (fd::null()?, None),
         };
         let (stdout, stdout_end) = fd::pipe()?;
         let (stderr, stderr_end) = match spec.stderr {
@@ -121,7 +112,7 @@ impl Connections {
                 (Some(ours(read)?), write)
             }
             StderrMode::Stdout => (None, stdout_end.try_clone().map_err(|_| Errno::EMFILE)?),
-            StderrMode::Null => (None, null()?),
+            StderrMode::Null => (None, fd::null()?),
         };
         let pipes = [
             (&stdin_end, spec.stdin == StdinMode::Pipe),
