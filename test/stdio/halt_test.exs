@@ -95,6 +95,17 @@ defmodule Stdio.HaltTest do
       gone!(mark)
     end
 
+    # The request to end it and the report of its end cross each other.
+    test "while the program is ending by itself" do
+      for turn <- 1..200 do
+        stream = Stdio.stream!(["/bin/echo", "a"])
+        {elapsed, elements} = timed(fn -> Enum.take(stream, 1) end)
+        assert elements == [stdout: "a\n"]
+        assert elapsed < 5000, "turn #{turn}: #{elapsed} ms"
+        assert messages() == []
+      end
+    end
+
     test "one of two zipped streams ends first", %{mark: mark} do
       once = [:first]
 
@@ -170,5 +181,22 @@ defmodule Stdio.HaltTest do
       assert_receive {:DOWN, ^monitor, _, _, :normal}
       assert Proc.wait_until(fn -> Proc.gone?(mark) end)
     end
+
+    test "at any time while the program is started", %{mark: mark} do
+      for turn <- 1..100 do
+        {pid, monitor} =
+          spawn_monitor(fn -> Enum.to_list(Stdio.stream!(tree(mark, ["--setsid"]))) end)
+
+        busy_until(System.monotonic_time(:microsecond) + turn * 30)
+        Process.exit(pid, :kill)
+        assert_receive {:DOWN, ^monitor, _, _, :killed}
+      end
+
+      assert Proc.wait_until(fn -> Proc.gone?(mark) end, 5000)
+      assert messages() == []
+    end
+
+    # Sleeping is too coarse for this.
+    defp busy_until(time), do: System.monotonic_time(:microsecond) >= time || busy_until(time)
   end
 end

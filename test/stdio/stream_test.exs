@@ -57,6 +57,17 @@ defmodule Stdio.StreamTest do
     assert output(elements) == ""
   end
 
+  test "any signal to the supervisor reaches each descendant once; the stream goes on" do
+    config = if root?(), do: [uid: 0], else: []
+
+    line =
+      "trap 'echo got' USR1; kill -USR1 $PPID; for i in 1 2 3 4 5; do sleep 0.05; done; exit 3"
+
+    elements = list(line, config)
+    assert Oracle.terminal!(elements) == {:exit_status, 3}
+    assert output(elements) == "got\n"
+  end
+
   test "the arities of stream!" do
     assert Enum.to_list(Stdio.stream!("true")) == [exit_status: 0]
     assert Enum.to_list(Stdio.stream!("true", Stdio.Process)) == [exit_status: 0]
@@ -232,6 +243,8 @@ defmodule Stdio.StreamTest do
       assert born["parent"] == "Supervise"
       # Survives exec, so it would be passed on.
       assert born["subreaper"] == "0"
+      # The backup for a supervisor that dies.
+      assert born["pdeathsig"] == "9"
     end
 
     @tag :root

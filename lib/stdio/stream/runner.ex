@@ -255,8 +255,8 @@ defmodule Stdio.Stream.Runner do
         give_up = System.monotonic_time(:millisecond) + @escaped_grace
         next(%{run | exit: terminal(exit), give_up: give_up, in_hand: [:stdout, :stderr]})
 
+      # Stream.resource/3 calls stop/1 before the consumer sees it.
       {^ref, :feed, kind, reason, stacktrace} ->
-        stop(run)
         :erlang.raise(kind, reason, stacktrace)
 
       {:DOWN, ^monitor, :process, _, :normal} ->
@@ -264,7 +264,6 @@ defmodule Stdio.Stream.Runner do
 
       # Killed from outside, for instance through a link that the enumerable had made.
       {:DOWN, ^monitor, :process, _, reason} ->
-        stop(%{run | feeder: nil})
         exit(reason)
     after
       timeout -> waited(run)
@@ -317,11 +316,14 @@ defmodule Stdio.Stream.Runner do
   # Once it is down, nothing more can come from it.
   defp stop_feeder(%{feeder: nil} = run), do: flush_feed(run)
 
+  # Its end may have been seen already, so it is watched anew.
   defp stop_feeder(%{feeder: {pid, monitor}} = run) do
+    Process.demonitor(monitor, [:flush])
+    again = Process.monitor(pid)
     Process.exit(pid, :kill)
 
     receive do
-      {:DOWN, ^monitor, :process, _, _} -> flush_feed(run)
+      {:DOWN, ^again, :process, _, _} -> flush_feed(run)
     end
   end
 
