@@ -66,6 +66,13 @@ defmodule Stdio.Native do
   def task_exit(_task, _status), do: :erlang.nif_error(:nif_not_loaded)
   def task_stop(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
 
+  # of the task of a stream; {ref, :ended} comes to its owner
+  def task_hold(_task, _ref, _max_chunk), do: :erlang.nif_error(:nif_not_loaded)
+  def task_release(_task), do: :erlang.nif_error(:nif_not_loaded)
+  def task_deadline(_task, _after, _signal, _grace), do: :erlang.nif_error(:nif_not_loaded)
+  def task_terminate(_task, _signal, _grace), do: :erlang.nif_error(:nif_not_loaded)
+  def task_reap(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
+
   def task_info(_task), do: :erlang.nif_error(:nif_not_loaded)
   def task_usage(_task), do: :erlang.nif_error(:nif_not_loaded)
   def task_children(_task), do: :erlang.nif_error(:nif_not_loaded)

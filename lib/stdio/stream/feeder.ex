@@ -10,10 +10,11 @@ defmodule Stdio.Stream.Feeder do
   #   3. What the enumerable raises, throws or exits with goes to the consumer, which raises it
   #      again: `{ref, :feed, kind, reason, stacktrace}`.
 
-  alias Stdio.Native
+  @typedoc "How to write, as `Stdio.Native.write/3` without the handle, and how to close."
+  @type sink :: {(binary, reference -> :ok | :wait | {:error, :epipe}), (() -> term)}
 
-  @spec start(Enumerable.t(), reference, reference) :: {pid, reference}
-  def start(enum, handle, ref) do
+  @spec start(Enumerable.t(), sink, reference) :: {pid, reference}
+  def start(enum, sink, ref) do
     consumer = self()
     # As Task does it: whoever looks for the process on whose behalf this runs finds it.
     callers = [consumer | Process.get(:"$callers") || []]
@@ -21,8 +22,31 @@ defmodule Stdio.Stream.Feeder do
     spawn_monitor(fn ->
       Process.put(:"$callers", callers)
       guard(self(), consumer)
-      feed(enum, handle, ref, consumer)
+      feed(enum, sink, ref, consumer)
     end)
+  end
+
+  @doc "Ends it, if there is one; no message of it comes any more, and none is left."
+  @spec stop({pid, reference} | nil, reference) :: :ok
+  def stop(nil, ref), do: flush(ref)
+
+  # Its end may have been seen already, so it is watched anew.
+  def stop({pid, monitor}, ref) do
+    Process.demonitor(monitor, [:flush])
+    again = Process.monitor(pid)
+    Process.exit(pid, :kill)
+
+    receive do
+      {:DOWN, ^again, :process, _, _} -> flush(ref)
+    end
+  end
+
+  defp flush(ref) do
+    receive do
+      {^ref, :feed, _kind, _reason, _stacktrace} -> :ok
+    after
+      0 -> :ok
+    end
   end
 
   defp guard(feeder, consumer) do
@@ -37,19 +61,19 @@ defmodule Stdio.Stream.Feeder do
     end)
   end
 
-  defp feed(enum, handle, ref, consumer) do
-    Enum.reduce_while(enum, :ok, fn data, :ok -> write(handle, IO.iodata_to_binary(data)) end)
-    Native.close_stdin(handle)
+  defp feed(enum, {write, close}, ref, consumer) do
+    Enum.reduce_while(enum, :ok, fn data, :ok -> write(write, IO.iodata_to_binary(data)) end)
+    close.()
   catch
     kind, reason -> send(consumer, {ref, :feed, kind, reason, __STACKTRACE__})
   end
 
-  defp write(_handle, ""), do: {:cont, :ok}
+  defp write(_write, ""), do: {:cont, :ok}
 
-  defp write(handle, data) do
+  defp write(write, data) do
     ref = make_ref()
 
-    case Native.write(handle, data, ref) do
+    case write.(data, ref) do
       :ok -> {:cont, :ok}
       :wait -> written(ref)
       {:error, :epipe} -> {:halt, :ok}

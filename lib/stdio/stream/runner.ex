@@ -72,7 +72,10 @@ defmodule Stdio.Stream.Runner do
   defp feed(%{input: nil} = run), do: run
 
   defp feed(%{input: {:feed, enum}} = run),
-    do: %{run | feeder: Feeder.start(enum, run.handle, run.ref)}
+    do: %{run | feeder: Feeder.start(enum, sink(run.handle), run.ref)}
+
+  defp sink(handle),
+    do: {&Native.write(handle, &1, &2), fn -> Native.close_stdin(handle) end}
 
   defp spec(%{normal: %Command{} = command, config: config}, ops) do
     limits = Config.limits_ms(config)
@@ -288,10 +291,10 @@ defmodule Stdio.Stream.Runner do
   defp terminal({:signal, signal}), do: {:termsig, Stdio.Signal.signal_name(signal)}
 
   # Runs after the last element, and when the consumer halts or raises before it.
-  defp stop(%{ended: true} = run), do: stop_feeder(run)
+  defp stop(%{ended: true} = run), do: Feeder.stop(run.feeder, run.ref)
 
   defp stop(%{exit: nil} = run) do
-    stop_feeder(run)
+    Feeder.stop(run.feeder, run.ref)
     grace = Config.limits_ms(run.config).kill_timeout
     Native.stop(run.handle, Config.kill_signal(run.config), grace)
     drop(run, grace + @stop_deadline)
@@ -300,7 +303,7 @@ defmodule Stdio.Stream.Runner do
 
   # It has ended, and the consumer does not want the rest.
   defp stop(run) do
-    stop_feeder(run)
+    Feeder.stop(run.feeder, run.ref)
     Native.close_outputs(run.handle)
   end
 
@@ -310,28 +313,6 @@ defmodule Stdio.Stream.Runner do
       {^ref, :exit, _exit, _rusage} -> :ok
     after
       timeout -> :ok
-    end
-  end
-
-  # Once it is down, nothing more can come from it.
-  defp stop_feeder(%{feeder: nil} = run), do: flush_feed(run)
-
-  # Its end may have been seen already, so it is watched anew.
-  defp stop_feeder(%{feeder: {pid, monitor}} = run) do
-    Process.demonitor(monitor, [:flush])
-    again = Process.monitor(pid)
-    Process.exit(pid, :kill)
-
-    receive do
-      {:DOWN, ^again, :process, _, _} -> flush_feed(run)
-    end
-  end
-
-  defp flush_feed(%{ref: ref}) do
-    receive do
-      {^ref, :feed, _kind, _reason, _stacktrace} -> :ok
-    after
-      0 -> :ok
     end
   end
 end

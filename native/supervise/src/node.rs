@@ -262,6 +262,7 @@ impl Node {
             self.done(sequence, 0, Err(Refusal::Undefined));
             return Ok(());
         }
+        let me = getpid();
         let born = pipe2(OFlag::O_CLOEXEC)
             .and_then(|(go_ahead, go)| Ok((sys::clone(clone)?, go_ahead, go)));
         match born {
@@ -276,7 +277,7 @@ impl Node {
                 });
             }
             Ok((Fork::Child, go_ahead, go)) => {
-                let parent = (clone & sys::CLONE_NEWPID == 0).then_some(getpid());
+                let parent = (clone & sys::CLONE_NEWPID == 0).then_some(me);
                 // Closed with all the others, by number.
                 let _ = go.into_raw_fd();
                 let descriptors = task::Descriptors {
