@@ -77,10 +77,11 @@ defmodule Stdio.Op.Runner do
       {:value, {:ok, ^size, effect}} ->
         levels |> pass(size, effect) |> levels(context)
 
-      {:value, {:ok, done, effect}} when done in 0..(size - 1) ->
+      {:value, {:ok, done, effect}} when is_integer(done) and done >= 0 and done < size ->
         levels |> pass(done, effect) |> single(context)
 
-      {:value, {:stop, index, value, effect}} when index in 0..(size - 1) ->
+      {:value, {:stop, index, value, effect}}
+      when is_integer(index) and index >= 0 and index < size ->
         # The task has followed errexit and ignore; to follow them again changes nothing.
         levels = pass(levels, index, effect)
         calls |> Enum.at(index) |> continue({:value, value}, levels, context)
