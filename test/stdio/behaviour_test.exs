@@ -35,8 +35,7 @@ defmodule Stdio.BehaviourTest do
 
     attributes = Plain.module_info(:attributes)
 
-    assert ([Stdio] in Keyword.get_values(attributes, :behaviour))
-           |> List.flatten()
+    assert [Stdio] in Keyword.get_values(attributes, :behaviour)
   end
 
   test "all is overridable, and super is Stdio.Process" do

@@ -24,7 +24,7 @@ defmodule Stdio.Op.Runner do
   #                                  its exception.
   #   {:stop, index, value, state}   call number `index` (from 0) was made and returned `value`,
   #                                  something else; those before it as above. Later ones were
-  #                                  not made.
+  #                                  not made. A dead task: {:stop, 0, {:error, :esrch}, :same}.
   #
   #   state   of those that went well, the last that was not an error passed over by errexit:
   #           {:state, :ok} for :ok and for an error in ignore, {:state, value} for {:ok, value};
