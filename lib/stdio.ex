@@ -91,7 +91,7 @@ defmodule Stdio do
   `behaviour` may also be in any of the other forms `stream!/3` takes. ArgumentError for what is
   no behaviour.
   """
-  @spec with_supervisor(Phases.behaviour(), t) :: keyword
+  @spec with_supervisor(behaviour, t) :: keyword
   def with_supervisor(behaviour, %Stdio{} = supervisor),
     do: Phases.with_supervisor(behaviour, supervisor)
 
