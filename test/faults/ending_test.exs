@@ -75,8 +75,9 @@ defmodule Stdio.Faults.EndingTest do
       # CONTRACT 6.2: 100 ms. Some for a busy machine.
       assert time < 500
       report("row 23, #{name} holds the pipe from outside: terminal after #{time} ms")
+      # The port closes with it.
       Proc.sweep(outside)
-      Port.close(port)
+      assert Proc.wait_until(fn -> Port.info(port) == nil end)
     end
   end
 

@@ -15,9 +15,9 @@ defmodule Stdio.DeadlineTest do
   describe ":timeout" do
     test "ends program and tree with SIGKILL", %{mark: mark} do
       command = [Proc.fixture("fork-tree"), mark, "2", "2", "--setsid", "--ignore-term"]
-      {elapsed, elements} = timed(fn -> list(command, timeout: 300) end)
+      {elapsed, elements} = timed(fn -> list(command, timeout: 1000) end)
       assert elements == [stdout: "ready\n", termsig: :sigkill]
-      assert elapsed in 300..@soon
+      assert elapsed in 1000..@soon
       assert Proc.find(mark) == []
       assert messages() == []
     end
@@ -113,10 +113,10 @@ defmodule Stdio.DeadlineTest do
 
   describe ":kill_signal" do
     test "is sent once; SIGKILL follows after :kill_timeout", %{mark: mark} do
-      config = [timeout: 200, kill_signal: :sigterm, kill_timeout: 300]
+      config = [timeout: 500, kill_signal: :sigterm, kill_timeout: 300]
       {elapsed, elements} = timed(fn -> list(ignore_term(mark), config) end)
       assert elements == [stdout: "ready\n", termsig: :sigkill]
-      assert elapsed in 500..@soon
+      assert elapsed in 800..@soon
 
       elements = list(ignore_term(mark) ++ ["--report"], config)
       assert output(elements) == "ready\nterm\n"
@@ -153,7 +153,7 @@ defmodule Stdio.DeadlineTest do
         "(#{inner}) & inner=$!; setsid /bin/sh -c \"#{outside}\" #{mark} & " <>
           "trap 'wait $inner; exit 5' TERM; while :; do sleep 0.05; done"
 
-      config = [timeout: 500, kill_signal: :sigterm, kill_timeout: 20_000]
+      config = [timeout: 1500, kill_signal: :sigterm, kill_timeout: 20_000]
       elements = list(["/bin/sh", "-c", line, mark], config)
       assert Oracle.terminal!(elements) == {:exit_status, 5}
       lines = elements |> output() |> String.split()
@@ -162,11 +162,11 @@ defmodule Stdio.DeadlineTest do
     end
 
     test "with :kill_timeout 0 is followed at once", %{mark: mark} do
-      config = [timeout: 200, kill_signal: :sigterm, kill_timeout: 0]
+      config = [timeout: 500, kill_signal: :sigterm, kill_timeout: 0]
       {elapsed, elements} = timed(fn -> list(ignore_term(mark), config) end)
       assert elements == [stdout: "ready\n", termsig: :sigkill]
       # The default would be 5000.
-      assert elapsed in 200..4000
+      assert elapsed in 500..5000
     end
   end
 
@@ -200,7 +200,7 @@ defmodule Stdio.DeadlineTest do
     end
 
     test "after the deadline has passed does not start again", %{mark: mark} do
-      config = [timeout: 100, kill_signal: :sigterm, kill_timeout: 1000]
+      config = [timeout: 500, kill_signal: :sigterm, kill_timeout: 1000]
       stream = Stdio.stream!(ignore_term(mark) ++ ["--report"], Stdio.Process, config)
       assert stream |> Enum.take(2) |> output() == "ready\nterm\n"
       assert Proc.find(mark) == []

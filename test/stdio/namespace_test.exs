@@ -86,7 +86,7 @@ defmodule Stdio.NamespaceTest do
       end
 
       test "PID 1 gets SIGKILL at once when it does not catch :kill_signal", %{mark: mark} do
-        config = [timeout: 200, kill_signal: :sigterm, kill_timeout: 20_000] ++ @pid_namespace
+        config = [timeout: 500, kill_signal: :sigterm, kill_timeout: 20_000] ++ @pid_namespace
 
         # One that has the default action, which the kernel does not take for PID 1; one that
         # ignores it, which comes to the same.

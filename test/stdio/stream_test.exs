@@ -112,8 +112,15 @@ defmodule Stdio.StreamTest do
       assert output(right) == Fixtures.pattern(byte_size(output(right)))
       assert messages() == []
 
-      letters = Stdio.stream!("for i in a b c; do echo $i; sleep 0.01; done")
-      zipped = Enum.zip(letters, Stdio.stream!("for i in 1 2 3; do echo $i; sleep 0.01; done"))
+      # Of both one line is one element.
+      [letters, numbers] =
+        for words <- ["a b c", "1 2 3"] do
+          line = "for i in #{words}; do echo $i; sleep 0.01; done"
+          Stdio.stream!(line, Stdio.Process, max_chunk: 2)
+        end
+
+      zipped = Enum.zip(letters, numbers)
+      assert length(zipped) == 4
       assert List.last(zipped) == {{:exit_status, 0}, {:exit_status, 0}}
       assert messages() == []
     end

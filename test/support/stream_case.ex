@@ -41,7 +41,7 @@ defmodule Stdio.Test.StreamCase do
   defp clean!(before, mark) do
     gone? = Proc.wait_until(fn -> Proc.find(mark) == [] end)
     marks = if gone?, do: [], else: [mark]
-    Oracle.assert_clean(before, marks, except: [:messages])
+    Oracle.assert_clean(before, marks, except: [:messages], within: 5000)
   end
 
   defp open_dir(mark) do

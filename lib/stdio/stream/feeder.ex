@@ -10,6 +10,11 @@ defmodule Stdio.Stream.Feeder do
   #   3. What the enumerable raises, throws or exits with goes to the consumer, which raises it
   #      again: `{ref, :feed, kind, reason, stacktrace}`.
 
+  alias Stdio.Native
+
+  # Looks, about a millisecond each. The core gives up on a stuck helper before that.
+  @programs_deadline 20_000
+
   @typedoc "How to write, as `Stdio.Native.write/3` without the handle, and how to close."
   @type sink :: {(binary, reference -> :ok | :wait | {:error, :epipe}), (() -> term)}
 
@@ -37,7 +42,18 @@ defmodule Stdio.Stream.Feeder do
     Process.exit(pid, :kill)
 
     receive do
-      {:DOWN, ^again, :process, _, _} -> flush(ref)
+      {:DOWN, ^again, :process, _, _} -> :ok
+    end
+
+    await_programs(pid, @programs_deadline)
+    flush(ref)
+  end
+
+  # What the enumerable itself had been running, a stream in a stream, is not gone before its tree.
+  defp await_programs(pid, left) do
+    if left > 0 and Native.owned(pid) > 0 do
+      Process.sleep(1)
+      await_programs(pid, left - 1)
     end
   end
 

@@ -215,7 +215,7 @@ pub enum Refusal {
 }
 
 /// A kill escalation: `signal` first; if that is not SIGKILL, SIGKILL to all after `grace_ms`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Escalation {
     pub signal: i32,
     pub grace_ms: u64,

@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -299,7 +300,7 @@ impl Node {
         let Ok((control, go_ahead)) = task::arrange(descriptors) else {
             sys::exit(1)
         };
-        if task::read_pid(go_ahead).is_none() {
+        if task::read_pid(&File::from(go_ahead)).is_none() {
             sys::exit(1);
         }
         // The old numbers are closed or taken by now: nothing of the parent's may be dropped.
