@@ -740,6 +740,7 @@ impl Served<'_> {
                 return After::Wait;
             }
             inner.ownerless = true;
+            inner.hold = None;
         }
         self.end(None)
     }
@@ -755,6 +756,8 @@ impl Served<'_> {
                 return After::Wait;
             }
             inner.stoppers.push(stopper);
+            // Nobody will ask for its output.
+            inner.hold = None;
         }
         match node.parent.and_then(find) {
             Some(parent) => parent.node.tell(ToNode::Kill { task: node.id }),
