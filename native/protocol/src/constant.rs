@@ -142,7 +142,7 @@ fn tables(family: Family) -> [Table; 2] {
         #[cfg(target_os = "linux")]
         Family::Seccomp => [linux::SECCOMP, &[]],
         #[cfg(target_os = "linux")]
-        Family::Socket => [linux::SOCKET, &[]],
+        Family::Socket => [linux::SOCKET, SOCKET_TYPES],
         #[cfg(target_os = "linux")]
         Family::Syscall => [linux::SYSCALL, AUDIT_ARCH],
         #[cfg(not(target_os = "linux"))]
@@ -270,6 +270,19 @@ const MOUNT_PORTABLE: Table = &[
     ("NOATIME", libc::MS_NOATIME as i64),
 ];
 
+/// Defined for each architecture by itself.
+#[cfg(target_os = "linux")]
+const SOCKET_TYPES: Table = names![
+    SOCK_STREAM,
+    SOCK_DGRAM,
+    SOCK_RAW,
+    SOCK_RDM,
+    SOCK_SEQPACKET,
+    SOCK_DCCP,
+    SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
+];
+
 /// linux/capability.h
 #[cfg(target_os = "linux")]
 const CAP: Table = &[
@@ -392,13 +405,16 @@ mod tests {
             (Family::Syscall, "audit_arch_aarch64", 0xC000_00B7),
             (Family::Cap, "cap_sys_admin", 21),
             (Family::Socket, "af_unix", 1),
+            (Family::Socket, "sock_stream", 1),
+            (Family::Socket, "ipproto_tcp", 6),
             (Family::Ioctl, "siocgifaddr", 0x8915),
         ];
         for (family, name, number) in known {
             assert_eq!(lookup(family, name), Some(number), "{name}");
         }
-        let read = lookup(Family::Syscall, "sys_read");
-        assert_eq!(read, Some(libc::SYS_read.into()));
+        #[allow(clippy::useless_conversion)]
+        let read = i64::from(libc::SYS_read);
+        assert_eq!(lookup(Family::Syscall, "sys_read"), Some(read));
         assert!(lookup(Family::Ioctl, "tunsetiff").is_some());
         assert!(lookup(Family::Ptrace, "ptrace_attach").is_some());
     }
