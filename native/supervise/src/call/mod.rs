@@ -9,6 +9,8 @@
 mod file;
 mod isolation;
 mod process;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsStr;
 use std::os::fd::RawFd;
