@@ -189,8 +189,8 @@ defmodule Stdio.BehaviourEndTest do
           double_fork: "(M &)",
           both: "(setsid M &)"
         ] do
-      @tag line: line
-      test "is gone with the last element: #{name}", %{mark: mark, line: line} do
+      @tag script: line
+      test "is gone with the last element: #{name}", %{mark: mark, script: line} do
         sleeper = "sh -c 'sleep 1000; :' #{mark}"
 
         for behaviour <- [Plain, Deep] do
