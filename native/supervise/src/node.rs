@@ -260,6 +260,8 @@ impl Node {
             self.done(sequence, 0, Err(Refusal::Undefined));
             return Ok(());
         }
+        // As the child will see it; asked for before there is a child, whose own it would be.
+        let parent = (clone & sys::CLONE_NEWPID == 0).then_some(getpid());
         let born = pipe2(OFlag::O_CLOEXEC)
             .and_then(|(go_ahead, go)| Ok((sys::clone(clone)?, go_ahead, go)));
         match born {
@@ -274,7 +276,6 @@ impl Node {
                 });
             }
             Ok((Fork::Child, go_ahead, go)) => {
-                let parent = (clone & sys::CLONE_NEWPID == 0).then_some(getpid());
                 // Closed with all the others, by number.
                 let _ = go.into_raw_fd();
                 let descriptors = task::Descriptors {
