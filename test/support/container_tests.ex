@@ -115,7 +115,7 @@ defmodule Stdio.Test.ContainerTests do
           assert {line, true} = {line, status != 0}
 
           assert {line, true} =
-                   {line, stderr =~ ~r/not permitted|[Pp]ermission denied|must be superuser/}
+                   {line, stderr =~ ~r/not permitted|[Pp]ermission denied|must be superuser|umount failed/}
         end
       end
 
