@@ -31,7 +31,7 @@ defmodule Stdio do
   use Stdio.Behaviour
 
   alias Stdio.{Command, Config, Phases}
-  alias Stdio.Stream.Runner
+  alias Stdio.Stream.{Runner, Tree}
 
   @typedoc "What to run; see the examples above."
   @type command :: Command.command()
@@ -55,7 +55,7 @@ defmodule Stdio do
   Raises ArgumentError here for a malformed command or option; `Stdio.StreamError` and
   `Stdio.OpError` in the consumer when the program cannot be started.
   """
-  @spec stream!(command, module, Config.t()) :: Enumerable.t()
+  @spec stream!(command, Phases.behaviour(), Config.t()) :: Enumerable.t()
   def stream!(command, behaviour \\ Stdio.Process, config \\ []) do
     run(command, behaviour, config, :stream, nil)
   end
@@ -73,7 +73,7 @@ defmodule Stdio do
 
   A program that never reads can be bounded by `timeout:`.
   """
-  @spec pipe!(Enumerable.t(), command, module, Config.t()) :: Enumerable.t()
+  @spec pipe!(Enumerable.t(), command, Phases.behaviour(), Config.t()) :: Enumerable.t()
   def pipe!(enum, command, behaviour \\ Stdio.Process, config \\ []) do
     run(command, behaviour, config, :pipe, {:feed, enum})
   end
@@ -91,7 +91,7 @@ defmodule Stdio do
   `behaviour` may also be in any of the other forms `stream!/3` takes. ArgumentError for what is
   no behaviour.
   """
-  @spec with_supervisor(Phases.behaviour(), t) :: keyword
+  @spec with_supervisor(behaviour, t) :: keyword
   def with_supervisor(behaviour, %Stdio{} = supervisor),
     do: Phases.with_supervisor(behaviour, supervisor)
 
@@ -179,20 +179,23 @@ defmodule Stdio do
   def reap(%Stdio.ProcessTree{} = tree, os_pid, signal),
     do: Stdio.Syscall.os().reap(tree, os_pid, signal)
 
-  defp run(command, Stdio.Process = behaviour, config, verb, input) do
-    config = Config.validate!(config, [], verb, behaviour)
-    normal = Command.normalize!(command, Config.get(config, :search))
+  # The shipped Stdio.Process, unmodified, travels as one plan.
+  @plan [
+    task: &Stdio.Process.task/1,
+    init: &Stdio.Process.init/1,
+    ops: &Stdio.Process.ops/1,
+    onerror: &Stdio.Process.onerror/1,
+    onexit: &Stdio.Process.onexit/1
+  ]
 
-    Runner.stream(%{
-      command: command,
-      normal: normal,
-      config: config,
-      behaviour: behaviour,
-      input: input
-    })
-  end
+  defp run(command, behaviour, config, verb, input) do
+    phases = Phases.new!(behaviour)
+    config = Config.validate!(config, phases.options, verb, phases.module)
+    normal = Command.normalize!(command, Config.get(config, :search, phases.module))
+    run = %{command: command, normal: normal, config: config, input: input}
 
-  defp run(_command, behaviour, _config, _verb, _input) do
-    raise ArgumentError, "unknown behaviour #{inspect(behaviour)}; available: Stdio.Process"
+    if Enum.all?(@plan, fn {phase, shipped} -> Map.fetch!(phases, phase) == shipped end),
+      do: Runner.stream(Map.put(run, :behaviour, Stdio.Process)),
+      else: Tree.stream(Map.put(run, :phases, phases))
   end
 end

@@ -34,7 +34,21 @@ defmodule Stdio.Behaviour do
       @typedoc "The tasks between the supervisor and the program, outermost first; the last becomes the program."
       @type pipeline :: [%{task: Stdio.Task.t(), pid: pos_integer}]
 
+      @typedoc "A lower-case errno atom, such as `:enoent`."
       @type posix :: atom
+
+      @typedoc """
+      What sets a program up, and ends it: a module with the callbacks below, a keyword list of
+      functions with the names of callbacks, or both. Missing functions are the module's, or those
+      of `Stdio.Process`.
+
+          Stdio.stream!("pwd", MyBehaviour)
+          Stdio.stream!("pwd", ops: fn _config -> [{:chdir, ["/tmp"]}] end)
+          Stdio.stream!("pwd", {MyBehaviour, onerror: fn _config -> &IO.inspect/1 end})
+
+      `options:` is a list of the config keys it has on its own, or `:any`.
+      """
+      @type behaviour :: module | keyword | {module, keyword}
 
       defstruct init: :noproc, state: %{}, atexit: :shutdown
 

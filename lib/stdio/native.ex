@@ -6,8 +6,9 @@ defmodule Stdio.Native do
   #
   #   {ref, :started, os_pid}
   #   {ref, {:stdout | :stderr, chunk}}   of an armed stream, which is in hand from then on
-  #   {ref, :exit, {:exit_status | :signal, n}, rusage}   the tree is gone, both streams in hand
-  #   {ref, :failed, place, posix}   instead of :started and :exit; place: :supervisor, :fork,
+  #   {ref, :exit, {:exit_status | :signal, n}, rusage, survivors}   the tree is gone, but for so
+  #                                  many processes that could not be killed; both streams in hand
+  #   {ref, :failed, place, posix}   instead of :started and :exit; place: :launcher, :supervisor, :fork,
   #                                  :setup, {:step, index}, :exec, and for a death in set-up
   #                                  {:signal | :exit_status, n}
   #   {ref, :written} | {ref, {:error, :epipe}}   to a writer that was told :wait
@@ -46,6 +47,9 @@ defmodule Stdio.Native do
   # :ok | {:error, :ebadf}
   def close_stdin(_handle), do: :erlang.nif_error(:nif_not_loaded)
 
+  # how many programs a process owns, or owned when it died and which are not gone yet
+  def owned(_pid), do: :erlang.nif_error(:nif_not_loaded)
+
   # :ok; :exit tells when it is done. Output is dropped from now on.
   def stop(_handle, _signal, _grace_ms), do: :erlang.nif_error(:nif_not_loaded)
 
@@ -65,6 +69,13 @@ defmodule Stdio.Native do
   def task_forward(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_exit(_task, _status), do: :erlang.nif_error(:nif_not_loaded)
   def task_stop(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
+
+  # of the task of a stream; {ref, :ended} comes to its owner
+  def task_hold(_task, _ref, _max_chunk), do: :erlang.nif_error(:nif_not_loaded)
+  def task_release(_task), do: :erlang.nif_error(:nif_not_loaded)
+  def task_deadline(_task, _after, _signal, _grace), do: :erlang.nif_error(:nif_not_loaded)
+  def task_terminate(_task, _signal, _grace), do: :erlang.nif_error(:nif_not_loaded)
+  def task_reap(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
 
   def task_info(_task), do: :erlang.nif_error(:nif_not_loaded)
   def task_usage(_task), do: :erlang.nif_error(:nif_not_loaded)

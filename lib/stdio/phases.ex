@@ -19,8 +19,6 @@ defmodule Stdio.Phases do
   @enforce_keys [:module, :options | @callbacks]
   defstruct @enforce_keys
 
-  @type behaviour :: module | keyword | {module, keyword}
-
   @type t :: %__MODULE__{
           module: module,
           options: Stdio.Config.own(),
@@ -44,7 +42,7 @@ defmodule Stdio.Phases do
       iex> Stdio.Phases.new!(op: fn _ -> [] end)
       ** (ArgumentError) unknown phase :op; allowed: :task, :init, :ops, :onerror, :onexit, :options
   """
-  @spec new!(behaviour | term) :: t
+  @spec new!(Stdio.behaviour() | term) :: t
   def new!(behaviour) do
     {base, given} = split!(behaviour)
     Enum.each(given, &phase!/1)
@@ -60,7 +58,7 @@ defmodule Stdio.Phases do
   end
 
   @doc "The phases of a behaviour as a keyword list, with `task` giving `supervisor`."
-  @spec with_supervisor(behaviour, Stdio.t()) :: keyword
+  @spec with_supervisor(Stdio.behaviour(), Stdio.t()) :: keyword
   def with_supervisor(behaviour, %Stdio{} = supervisor) do
     phases = new!(behaviour)
 

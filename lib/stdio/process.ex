@@ -95,7 +95,12 @@ defmodule Stdio.Process do
   end
 
   defp directory(config),
-    do: Config.path(config, :path) || Config.path(config, :cd) || cwd!()
+    do: absolute(Config.path(config, :path) || Config.path(config, :cd))
+
+  # The helper's working directory is the BEAM's of long ago.
+  defp absolute(nil), do: cwd!()
+  defp absolute("/" <> _ = path), do: path
+  defp absolute(path), do: cwd!() <> "/" <> path
 
   # File.cwd!() without its detour over the file server, on the way to every program.
   defp cwd! do

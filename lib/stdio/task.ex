@@ -192,6 +192,23 @@ defmodule Stdio.Task do
     exec(task, {:descriptor, fd, texts!(argv), texts!(env)}, {:fexecve, [task, fd, argv, env]})
   end
 
+  @doc false
+  # The exec of a stream: with a search, and standard streams replaced.
+  @spec __exec__(t, tuple) :: :ok | {:error, posix}
+  def __exec__(%__MODULE__{} = task, program), do: exec(task, program, {:execve, [task]})
+
+  @doc false
+  # SIGKILL to all that is below the task, until nothing is.
+  @spec __reap__(t) :: :ok | {:error, posix}
+  def __reap__(%__MODULE__{} = task) do
+    ref = make_ref()
+
+    case Native.task_reap(task.ref, ref) do
+      :ok -> await_done(ref)
+      {:error, _} = error -> error
+    end
+  end
+
   defp exec(task, program, call) do
     ref = make_ref()
 

@@ -33,8 +33,9 @@ defmodule Stdio.BehaviourTest do
     assert Plain.onexit(config) == Stdio.Process.onexit(config)
     assert Plain.options() == Stdio.Process.options()
 
-    assert (Stdio in Keyword.get_values(Plain.module_info(:attributes), :behaviour))
-           |> List.flatten()
+    attributes = Plain.module_info(:attributes)
+
+    assert [Stdio] in Keyword.get_values(attributes, :behaviour)
   end
 
   test "all is overridable, and super is Stdio.Process" do

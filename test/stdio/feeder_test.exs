@@ -72,10 +72,22 @@ defmodule Stdio.FeederTest do
     end
 
     test "output that came before is delivered", %{mark: mark} do
-      input = input(fn -> Process.sleep(100) && raise("late") end)
-      stream = Stdio.pipe!(input, ["/bin/sh", "-c", "cat", mark])
       parent = self()
-      assert_raise RuntimeError, "late", fn -> Enum.each(stream, &send(parent, &1)) end
+
+      input =
+        input(fn ->
+          send(parent, {:feeder, self()})
+          receive(do: (:go -> raise("late")))
+        end)
+
+      consume = fn element ->
+        send(parent, element)
+        assert_receive {:feeder, feeder}, 5000
+        send(feeder, :go)
+      end
+
+      stream = Stdio.pipe!(input, ["/bin/sh", "-c", "cat", mark])
+      assert_raise RuntimeError, "late", fn -> Enum.each(stream, consume) end
       assert messages() == [stdout: "ready\n"]
     end
   end

@@ -40,10 +40,15 @@ defmodule Stdio.HaltTest do
       gone!(mark)
     end
 
-    test "a writer in the background is heard until it is killed" do
-      elements = list("(while :; do echo x; done) & sleep 0.1; exit 2")
+    @tag :dir
+    test "a writer in the background is heard until it is killed", %{dir: dir} do
+      fifo = Path.join(dir, "fifo")
+      writer = "echo first; echo go >#{fifo}; while :; do echo x; done"
+      elements = list("mkfifo #{fifo}; (#{writer}) & read _ <#{fifo}; exit 2")
       assert Oracle.terminal!(elements) == {:exit_status, 2}
-      assert output(elements) =~ "x\n"
+      assert "first\n" <> rest = output(elements)
+      # It was killed, but not in the middle of a write.
+      assert String.replace(rest, "x\n", "") == ""
     end
   end
 
@@ -93,6 +98,17 @@ defmodule Stdio.HaltTest do
       command = [Proc.fixture("fill-pipe"), mark, "1000000000", "--to", "both"]
       assert length(Enum.take(Stdio.stream!(command), 100)) == 100
       gone!(mark)
+    end
+
+    # The request to end it and the report of its end cross each other.
+    test "while the program is ending by itself" do
+      for turn <- 1..200 do
+        stream = Stdio.stream!(["/bin/echo", "a"])
+        {elapsed, elements} = timed(fn -> Enum.take(stream, 1) end)
+        assert elements == [stdout: "a\n"]
+        assert elapsed < 5000, "turn #{turn}: #{elapsed} ms"
+        assert messages() == []
+      end
     end
 
     test "one of two zipped streams ends first", %{mark: mark} do
@@ -170,5 +186,22 @@ defmodule Stdio.HaltTest do
       assert_receive {:DOWN, ^monitor, _, _, :normal}
       assert Proc.wait_until(fn -> Proc.gone?(mark) end)
     end
+
+    test "at any time while the program is started", %{mark: mark} do
+      for turn <- 1..100 do
+        {pid, monitor} =
+          spawn_monitor(fn -> Enum.to_list(Stdio.stream!(tree(mark, ["--setsid"]))) end)
+
+        busy_until(System.monotonic_time(:microsecond) + turn * 30)
+        Process.exit(pid, :kill)
+        assert_receive {:DOWN, ^monitor, _, _, :killed}
+      end
+
+      assert Proc.wait_until(fn -> Proc.gone?(mark) end, 5000)
+      assert messages() == []
+    end
+
+    # Sleeping is too coarse for this.
+    defp busy_until(time), do: System.monotonic_time(:microsecond) >= time || busy_until(time)
   end
 end

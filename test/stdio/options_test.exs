@@ -232,6 +232,15 @@ defmodule Stdio.OptionsTest do
     end
   end
 
+  test ":hostname and :fstab are other behaviours': accepted, and nothing comes of them", %{
+    mark: mark
+  } do
+    config = [hostname: "other", fstab: ["/opt", ""]]
+    assert list("uname -n", config) == list("uname -n")
+    mounts = while_running(mark, config, &File.read_link!("/proc/#{&1}/ns/mnt"))
+    assert mounts == File.read_link!("/proc/self/ns/mnt")
+  end
+
   describe ":stdin" do
     test "is an open, empty pipe by default" do
       assert list("readlink /proc/self/fd/0") |> output() =~ ~r/^pipe:/

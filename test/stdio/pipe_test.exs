@@ -128,7 +128,7 @@ defmodule Stdio.PipeTest do
         end)
 
       assert [termsig: :sigkill] =
-               pipe(input, [Proc.fixture("never-read"), mark], timeout: 700) --
+               pipe(input, [Proc.fixture("never-read"), mark], timeout: 1000) --
                  [stdout: "ready\n"]
 
       # 64 KiB each, and the elements at both ends.

@@ -57,6 +57,17 @@ defmodule Stdio.StreamTest do
     assert output(elements) == ""
   end
 
+  test "any signal to the supervisor reaches each descendant once; the stream goes on" do
+    config = if root?(), do: [uid: 0], else: []
+
+    line =
+      "trap 'echo got' USR1; kill -USR1 $PPID; for i in 1 2 3 4 5; do sleep 0.05; done; exit 3"
+
+    elements = list(line, config)
+    assert Oracle.terminal!(elements) == {:exit_status, 3}
+    assert output(elements) == "got\n"
+  end
+
   test "the arities of stream!" do
     assert Enum.to_list(Stdio.stream!("true")) == [exit_status: 0]
     assert Enum.to_list(Stdio.stream!("true", Stdio.Process)) == [exit_status: 0]
@@ -101,8 +112,15 @@ defmodule Stdio.StreamTest do
       assert output(right) == Fixtures.pattern(byte_size(output(right)))
       assert messages() == []
 
-      letters = Stdio.stream!("for i in a b c; do echo $i; sleep 0.01; done")
-      zipped = Enum.zip(letters, Stdio.stream!("for i in 1 2 3; do echo $i; sleep 0.01; done"))
+      # Of both one line is one element.
+      [letters, numbers] =
+        for words <- ["a b c", "1 2 3"] do
+          line = "for i in #{words}; do echo $i; sleep 0.01; done"
+          Stdio.stream!(line, Stdio.Process, max_chunk: 2)
+        end
+
+      zipped = Enum.zip(letters, numbers)
+      assert length(zipped) == 4
       assert List.last(zipped) == {{:exit_status, 0}, {:exit_status, 0}}
       assert messages() == []
     end
@@ -232,6 +250,8 @@ defmodule Stdio.StreamTest do
       assert born["parent"] == "Supervise"
       # Survives exec, so it would be passed on.
       assert born["subreaper"] == "0"
+      # The backup for a supervisor that dies.
+      assert born["pdeathsig"] == "9"
     end
 
     @tag :root

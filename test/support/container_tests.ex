@@ -115,7 +115,9 @@ defmodule Stdio.Test.ContainerTests do
           assert {line, true} = {line, status != 0}
 
           assert {line, true} =
-                   {line, stderr =~ ~r/not permitted|[Pp]ermission denied|must be superuser|umount failed/}
+                   {line,
+                    stderr =~
+                      ~r/not permitted|[Pp]ermission denied|must be superuser|umount failed/}
         end
       end
 

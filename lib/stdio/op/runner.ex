@@ -24,7 +24,7 @@ defmodule Stdio.Op.Runner do
   #                                  its exception.
   #   {:stop, index, value, state}   call number `index` (from 0) was made and returned `value`,
   #                                  something else; those before it as above. Later ones were
-  #                                  not made.
+  #                                  not made. A dead task: {:stop, 0, {:error, :esrch}, :same}.
   #
   #   state   of those that went well, the last that was not an error passed over by errexit:
   #           {:state, :ok} for :ok and for an error in ignore, {:state, value} for {:ok, value};
@@ -77,10 +77,11 @@ defmodule Stdio.Op.Runner do
       {:value, {:ok, ^size, effect}} ->
         levels |> pass(size, effect) |> levels(context)
 
-      {:value, {:ok, done, effect}} when done in 0..(size - 1) ->
+      {:value, {:ok, done, effect}} when is_integer(done) and done >= 0 and done < size ->
         levels |> pass(done, effect) |> single(context)
 
-      {:value, {:stop, index, value, effect}} when index in 0..(size - 1) ->
+      {:value, {:stop, index, value, effect}}
+      when is_integer(index) and index >= 0 and index < size ->
         # The task has followed errexit and ignore; to follow them again changes nothing.
         levels = pass(levels, index, effect)
         calls |> Enum.at(index) |> continue({:value, value}, levels, context)

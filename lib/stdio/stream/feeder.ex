@@ -12,8 +12,14 @@ defmodule Stdio.Stream.Feeder do
 
   alias Stdio.Native
 
-  @spec start(Enumerable.t(), reference, reference) :: {pid, reference}
-  def start(enum, handle, ref) do
+  # Looks, about a millisecond each. The core gives up on a stuck helper before that.
+  @programs_deadline 20_000
+
+  @typedoc "How to write, as `Stdio.Native.write/3` without the handle, and how to close."
+  @type sink :: {(binary, reference -> :ok | :wait | {:error, :epipe}), (() -> term)}
+
+  @spec start(Enumerable.t(), sink, reference) :: {pid, reference}
+  def start(enum, sink, ref) do
     consumer = self()
     # As Task does it: whoever looks for the process on whose behalf this runs finds it.
     callers = [consumer | Process.get(:"$callers") || []]
@@ -21,8 +27,42 @@ defmodule Stdio.Stream.Feeder do
     spawn_monitor(fn ->
       Process.put(:"$callers", callers)
       guard(self(), consumer)
-      feed(enum, handle, ref, consumer)
+      feed(enum, sink, ref, consumer)
     end)
+  end
+
+  @doc "Ends it, if there is one; no message of it comes any more, and none is left."
+  @spec stop({pid, reference} | nil, reference) :: :ok
+  def stop(nil, ref), do: flush(ref)
+
+  # Its end may have been seen already, so it is watched anew.
+  def stop({pid, monitor}, ref) do
+    Process.demonitor(monitor, [:flush])
+    again = Process.monitor(pid)
+    Process.exit(pid, :kill)
+
+    receive do
+      {:DOWN, ^again, :process, _, _} -> :ok
+    end
+
+    await_programs(pid, @programs_deadline)
+    flush(ref)
+  end
+
+  # What the enumerable itself had been running, a stream in a stream, is not gone before its tree.
+  defp await_programs(pid, left) do
+    if left > 0 and Native.owned(pid) > 0 do
+      Process.sleep(1)
+      await_programs(pid, left - 1)
+    end
+  end
+
+  defp flush(ref) do
+    receive do
+      {^ref, :feed, _kind, _reason, _stacktrace} -> :ok
+    after
+      0 -> :ok
+    end
   end
 
   defp guard(feeder, consumer) do
@@ -37,19 +77,19 @@ defmodule Stdio.Stream.Feeder do
     end)
   end
 
-  defp feed(enum, handle, ref, consumer) do
-    Enum.reduce_while(enum, :ok, fn data, :ok -> write(handle, IO.iodata_to_binary(data)) end)
-    Native.close_stdin(handle)
+  defp feed(enum, {write, close}, ref, consumer) do
+    Enum.reduce_while(enum, :ok, fn data, :ok -> write(write, IO.iodata_to_binary(data)) end)
+    close.()
   catch
     kind, reason -> send(consumer, {ref, :feed, kind, reason, __STACKTRACE__})
   end
 
-  defp write(_handle, ""), do: {:cont, :ok}
+  defp write(_write, ""), do: {:cont, :ok}
 
-  defp write(handle, data) do
+  defp write(write, data) do
     ref = make_ref()
 
-    case Native.write(handle, data, ref) do
+    case write.(data, ref) do
       :ok -> {:cont, :ok}
       :wait -> written(ref)
       {:error, :epipe} -> {:halt, :ok}

@@ -14,6 +14,8 @@ defmodule Stdio.Stream.Runner do
   #      holds a pipe is waited for @escaped_grace at most.
   #   4. A start that fails raises here, after everything was undone.
 
+  require Logger
+
   alias Stdio.{Command, Config, Launcher, Native, OpError, StreamError}
   alias Stdio.Stream.Feeder
 
@@ -26,6 +28,8 @@ defmodule Stdio.Stream.Runner do
   @look 16
   # After the grace period of an escalation. The core gives up on a stuck helper before that.
   @stop_deadline 30_000
+  # The longest that a receive can wait: 49 days.
+  @longest_wait 0xFFFF_FFFF
 
   @enforce_keys [:command, :normal, :config, :behaviour]
   defstruct [
@@ -63,16 +67,33 @@ defmodule Stdio.Stream.Runner do
       raise_error(run, "supervisor", :enotsup, "Containment by cgroup is not available here.")
     end
 
-    ops = run.behaviour.ops(run.config)
+    run |> execute(run.behaviour.ops(run.config), 2) |> feed()
+  end
+
+  # A launcher may die while it starts the program, of which nothing has run then: once more.
+  defp execute(run, ops, tries) do
     run = spawn_program(%{run | ref: make_ref()}, spec(run, ops), ops)
-    await_start(run, ops)
-    feed(run)
+
+    case await_start(run, ops) do
+      :ok -> run
+      :launcher when tries > 1 -> execute(run, ops, tries - 1)
+      :launcher -> spawn_error(run, :launcher, ops)
+    end
   end
 
   defp feed(%{input: nil} = run), do: run
 
-  defp feed(%{input: {:feed, enum}} = run),
-    do: %{run | feeder: Feeder.start(enum, run.handle, run.ref)}
+  defp feed(%{input: {:feed, enum}} = run) do
+    %{run | feeder: Feeder.start(enum, sink(run.handle), run.ref)}
+  catch
+    # No process to be had: the program has started, and nobody would stop it.
+    kind, reason ->
+      stop(run)
+      :erlang.raise(kind, reason, __STACKTRACE__)
+  end
+
+  defp sink(handle),
+    do: {&Native.write(handle, &1, &2), fn -> Native.close_stdin(handle) end}
 
   defp spec(%{normal: %Command{} = command, config: config}, ops) do
     limits = Config.limits_ms(config)
@@ -97,9 +118,7 @@ defmodule Stdio.Stream.Runner do
   defp step({name, args}), do: {name, args, [], true}
 
   defp spawn_program(run, spec, ops) do
-    size = Enum.reduce(spec.argv, 0, &(byte_size(&1) + &2))
-    size = Enum.reduce(spec.env, size, &(byte_size(&1) + &2))
-    large? = size > @large
+    large? = :erlang.external_size(spec) > @large
 
     case native_spawn(spec, run.ref, large?) do
       {:ok, handle} ->
@@ -170,10 +189,11 @@ defmodule Stdio.Stream.Runner do
 
   defp supervisor_hint(_), do: nil
 
-  # The core answers within 5 s of silence from the helper, so this wait ends.
+  # The core has a deadline for a helper that does not answer, so this wait ends.
   defp await_start(%{ref: ref} = run, ops) do
     receive do
       {^ref, :started, _os_pid} -> :ok
+      {^ref, :failed, :launcher, _reason} -> :launcher
       {^ref, :failed, place, reason} -> start_error(run, place, reason, ops)
     end
   end
@@ -251,12 +271,13 @@ defmodule Stdio.Stream.Runner do
       {^ref, {stream, _chunk} = element} when stream in [:stdout, :stderr] ->
         {[element], %{run | in_hand: run.in_hand ++ [stream]}}
 
-      {^ref, :exit, exit, _rusage} ->
+      {^ref, :exit, exit, _rusage, survivors} ->
+        warn(run, survivors)
         give_up = System.monotonic_time(:millisecond) + @escaped_grace
         next(%{run | exit: terminal(exit), give_up: give_up, in_hand: [:stdout, :stderr]})
 
+      # Stream.resource/3 calls stop/1 before the consumer sees it.
       {^ref, :feed, kind, reason, stacktrace} ->
-        stop(run)
         :erlang.raise(kind, reason, stacktrace)
 
       {:DOWN, ^monitor, :process, _, :normal} ->
@@ -264,11 +285,20 @@ defmodule Stdio.Stream.Runner do
 
       # Killed from outside, for instance through a link that the enumerable had made.
       {:DOWN, ^monitor, :process, _, reason} ->
-        stop(%{run | feeder: nil})
         exit(reason)
     after
       timeout -> waited(run)
     end
+  end
+
+  defp warn(_run, 0), do: :ok
+
+  # Another user's, behind a setuid program: only that user or root can end them.
+  defp warn(run, survivors) do
+    Logger.warning(
+      "#{survivors} processes of #{inspect(run.command)} could not be killed: they belong to " <>
+        "another user"
+    )
   end
 
   defp waited(%{in_hand: [_ | _]} = run), do: next(run)
@@ -289,47 +319,28 @@ defmodule Stdio.Stream.Runner do
   defp terminal({:signal, signal}), do: {:termsig, Stdio.Signal.signal_name(signal)}
 
   # Runs after the last element, and when the consumer halts or raises before it.
-  defp stop(%{ended: true} = run), do: stop_feeder(run)
+  defp stop(%{ended: true} = run), do: Feeder.stop(run.feeder, run.ref)
 
   defp stop(%{exit: nil} = run) do
-    stop_feeder(run)
+    Feeder.stop(run.feeder, run.ref)
     grace = Config.limits_ms(run.config).kill_timeout
     Native.stop(run.handle, Config.kill_signal(run.config), grace)
-    drop(run, grace + @stop_deadline)
+    drop(run, min(grace + @stop_deadline, @longest_wait))
     Native.close_outputs(run.handle)
   end
 
   # It has ended, and the consumer does not want the rest.
   defp stop(run) do
-    stop_feeder(run)
+    Feeder.stop(run.feeder, run.ref)
     Native.close_outputs(run.handle)
   end
 
   defp drop(%{ref: ref} = run, timeout) do
     receive do
       {^ref, {_stream, _chunk}} -> drop(run, timeout)
-      {^ref, :exit, _exit, _rusage} -> :ok
+      {^ref, :exit, _exit, _rusage, survivors} -> warn(run, survivors)
     after
       timeout -> :ok
-    end
-  end
-
-  # Once it is down, nothing more can come from it.
-  defp stop_feeder(%{feeder: nil} = run), do: flush_feed(run)
-
-  defp stop_feeder(%{feeder: {pid, monitor}} = run) do
-    Process.exit(pid, :kill)
-
-    receive do
-      {:DOWN, ^monitor, :process, _, _} -> flush_feed(run)
-    end
-  end
-
-  defp flush_feed(%{ref: ref}) do
-    receive do
-      {^ref, :feed, _kind, _reason, _stacktrace} -> :ok
-    after
-      0 -> :ok
     end
   end
 end

@@ -45,10 +45,14 @@ static EPOCH: Lazy<Instant> = Lazy::new(Instant::now);
 pub struct Launcher {
     socket: OwnedFd,
     pid: Pid,
+    /// False as soon as anybody has noticed its end.
     alive: AtomicBool,
+    ended: AtomicBool,
     outbox: Mutex<VecDeque<(Datagram, Option<OwnedFd>)>>,
     /// A root that has been forked already, for the next program.
     spare: Mutex<Option<Root>>,
+    /// The latest root that has answered.
+    latest: AtomicU64,
     /// When any of its processes last said something, in ms since [`EPOCH`].
     heard: AtomicU64,
 }
@@ -120,6 +124,9 @@ impl Launcher {
     fn send(&self, message: &ToLauncher, control: Option<OwnedFd>) -> Result<(), Errno> {
         let datagram = Datagram::new(message).map_err(|error| error.errno())?;
         let mut outbox = lock(&self.outbox);
+        if !self.is_alive() {
+            return Err(Errno::EPIPE);
+        }
         outbox.push_back((datagram, control));
         if outbox.len() == 1 {
             self.send_queued(&mut outbox)?;
@@ -159,8 +166,23 @@ impl Launcher {
 
     /// Its socket has ended. It is gone, or about to be.
     pub fn lost(&self) {
+        {
+            // Nothing is queued any more once this is said: what is in there would hold the other
+            // ends of sockets, which then would not end.
+            let mut outbox = lock(&self.outbox);
+            self.alive.store(false, Ordering::Release);
+            outbox.clear();
+        }
         lock(&self.spare).take();
-        self.alive.store(false, Ordering::Release);
+    }
+
+    /// The I/O thread has read its socket to the end.
+    pub fn note_end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Collects the zombie, where the BEAM does not ignore SIGCHLD; true when there is none (any
@@ -170,6 +192,16 @@ impl Launcher {
             waitpid(self.pid, Some(WaitPidFlag::WNOHANG)),
             Ok(nix::sys::wait::WaitStatus::StillAlive)
         )
+    }
+
+    /// One of its roots has started its program, or said why not.
+    pub fn note_answer(&self, id: RootId) {
+        self.latest.fetch_max(id, Ordering::Relaxed);
+    }
+
+    /// Whether a root that was asked for later has answered already.
+    pub fn has_overtaken(&self, id: RootId) -> bool {
+        self.latest.load(Ordering::Relaxed) > id
     }
 
     /// One of its processes has said something.
@@ -236,8 +268,10 @@ fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
         socket,
         pid,
         alive: AtomicBool::new(true),
+        ended: AtomicBool::new(false),
         outbox: Mutex::default(),
         spare: Mutex::default(),
+        latest: AtomicU64::new(0),
         heard: AtomicU64::new(0),
     };
     launcher.note_heard();

@@ -20,11 +20,13 @@ use nix::errno::Errno;
 use once_cell::sync::Lazy;
 use rustler::{LocalPid, Monitor, ResourceArc};
 use stdio_protocol::channel::{is_busy, Datagram, Receiver};
-use stdio_protocol::message::{Exit, FromNode, Refusal, Sequence, TaskId, ToNode, ToRoot, Usage};
+use stdio_protocol::message::{
+    Escalation, Exit, FromNode, Refusal, Sequence, TaskId, ToNode, ToRoot, Usage,
+};
 use stdio_protocol::value::Value;
 
 use crate::launcher::Launcher;
-use crate::notify::{Notifier, Waiter};
+use crate::notify::{Notifier, Tag, Waiter};
 use crate::pipe::{Chunk, Outputs, Stdin, Stream};
 use crate::reactor::{self, Command, Role, Shard};
 use crate::session::{After, Alarm};
@@ -126,6 +128,13 @@ pub struct Inner {
     /// Processes that have stopped it themselves: they get no event of it.
     muted: Vec<LocalPid>,
     ownerless: bool,
+    /// A stream's: told of the end before the pipes are read to theirs, which it then asks for.
+    pub hold: Option<Tag>,
+    pub max_chunk: usize,
+    /// From exec on.
+    pub deadline: Option<(Duration, Escalation)>,
+    /// Until SIGKILL, once the escalation has begun.
+    grace: Option<Duration>,
 }
 
 /// Who waits for an answer, and for what.
@@ -204,6 +213,10 @@ impl Node {
                 stoppers: Vec::new(),
                 muted: Vec::new(),
                 ownerless: false,
+                hold: None,
+                max_chunk: MAX_CHUNK,
+                deadline: None,
+                grace: None,
             }),
         })
     }
@@ -358,8 +371,11 @@ impl Served<'_> {
             Role::Stdin => self.node().clone().stdin().flush(self.notifier),
             _ => {}
         }
-        let ended = self.node().lock().exit.is_some();
-        if ended {
+        let drain = {
+            let inner = self.node().lock();
+            inner.exit.is_some() && inner.hold.is_none()
+        };
+        if drain {
             return self.drain();
         }
         After::Wait
@@ -483,7 +499,10 @@ impl Served<'_> {
         if let Some(pending) = executed {
             self.notifier
                 .done(&pending.waiter, 0, &Ok(Value::atom("ok")), None);
-            return After::Wait;
+            return match node.lock().deadline {
+                Some((after, _)) => After::Alarm(after, Alarm::Deadline),
+                None => After::Wait,
+            };
         }
         if node.lock().execed {
             return After::Wait;
@@ -532,7 +551,58 @@ impl Served<'_> {
         }
         self.fail_pending();
         self.end_children(&children);
-        self.drain()
+        let held = {
+            let inner = node.lock();
+            inner.hold.as_ref().map(|_| inner.owner)
+        };
+        match held {
+            Some(owner) => {
+                if let Some(tag) = &node.lock().hold {
+                    self.notifier.ended(&owner, tag);
+                }
+                After::Wait
+            }
+            None => self.drain(),
+        }
+    }
+
+    /// The stream has ended the rest of its tree.
+    pub fn release(&mut self) -> After {
+        let node = self.node().clone();
+        let ended = {
+            let mut inner = node.lock();
+            inner.hold = None;
+            inner.exit.is_some()
+        };
+        if ended {
+            return self.drain();
+        }
+        After::Wait
+    }
+
+    /// A kill escalation: a signal to the program's group, and SIGKILL to what hangs on it after
+    /// the grace.
+    pub fn terminate(&mut self, escalation: Escalation) -> After {
+        let node = self.node().clone();
+        let Some(parent) = node.parent.and_then(find) else {
+            return self.end(None);
+        };
+        {
+            let mut inner = node.lock();
+            if inner.exit.is_some() || inner.grace.is_some() {
+                return After::Wait;
+            }
+            inner.grace = Some(Duration::from_millis(escalation.grace_ms));
+        }
+        if escalation.signal == libc::SIGKILL {
+            parent.node.tell(ToNode::Kill { task: node.id });
+            return After::Alarm(TEARDOWN_DEADLINE, Alarm::Stuck);
+        }
+        parent.node.tell(ToNode::Terminate {
+            task: node.id,
+            signal: escalation.signal,
+        });
+        After::Alarm(Duration::from_millis(escalation.grace_ms), Alarm::Grace)
     }
 
     /// Rule 3. What they were is the subreaper's now.
@@ -565,7 +635,10 @@ impl Served<'_> {
                 if inner.credit == 0 {
                     return;
                 }
-                let chunk = inner.outputs.read(stream, MAX_CHUNK);
+                let chunk = {
+                    let size = inner.max_chunk;
+                    inner.outputs.read(stream, size)
+                };
                 if inner.credit > 0 && matches!(chunk, Chunk::Data(_)) {
                     inner.credit -= 1;
                 }
@@ -592,7 +665,10 @@ impl Served<'_> {
             loop {
                 let (chunk, listener) = {
                     let mut inner = node.lock();
-                    (inner.outputs.read(stream, MAX_CHUNK), inner.listener())
+                    {
+                        let size = inner.max_chunk;
+                        (inner.outputs.read(stream, size), inner.listener())
+                    }
                 };
                 match (chunk, listener) {
                     (Chunk::Data(chunk), Some(listener)) => {
@@ -664,6 +740,7 @@ impl Served<'_> {
                 return After::Wait;
             }
             inner.ownerless = true;
+            inner.hold = None;
         }
         self.end(None)
     }
@@ -679,6 +756,8 @@ impl Served<'_> {
                 return After::Wait;
             }
             inner.stoppers.push(stopper);
+            // Nobody will ask for its output.
+            inner.hold = None;
         }
         match node.parent.and_then(find) {
             Some(parent) => parent.node.tell(ToNode::Kill { task: node.id }),
@@ -699,6 +778,19 @@ impl Served<'_> {
         let ended = node.lock().exit.is_some();
         match alarm {
             Alarm::Escaped => self.finish(),
+            Alarm::Deadline if !ended => {
+                let deadline = node.lock().deadline;
+                match deadline {
+                    Some((_, escalation)) => self.terminate(escalation),
+                    None => After::Wait,
+                }
+            }
+            Alarm::Grace if !ended => {
+                if let Some(parent) = node.parent.and_then(find) {
+                    parent.node.tell(ToNode::Kill { task: node.id });
+                }
+                After::Alarm(TEARDOWN_DEADLINE, Alarm::Stuck)
+            }
             Alarm::Stuck if !ended => {
                 node.launcher.kill(node.root);
                 After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon)

@@ -38,6 +38,26 @@ pub struct Waiter {
     pub tag: Tag,
 }
 
+/// How a program ended.
+#[derive(Debug, Clone, Copy)]
+pub struct End {
+    pub exit: Exit,
+    pub usage: Usage,
+    /// Processes of its tree that could not be killed.
+    pub survivors: u32,
+}
+
+impl End {
+    /// What is assumed where the status was lost.
+    pub fn killed() -> Self {
+        Self {
+            exit: Exit::Signal(libc::SIGKILL),
+            usage: Usage::default(),
+            survivors: 0,
+        }
+    }
+}
+
 /// Who failed: Elixir turns it into the right exception.
 #[derive(Debug, Clone, Copy)]
 pub enum Failure {
@@ -45,6 +65,8 @@ pub enum Failure {
     Supervisor {
         errno: i32,
     },
+    /// The launcher died before the program was executed.
+    LauncherLost,
     Task {
         stage: Stage,
         errno: i32,
@@ -87,11 +109,12 @@ impl Notifier {
         });
     }
 
-    /// `{ref, :failed, where, errno}`; `where` is `:supervisor`, `:fork`, `:setup`, `{:step, n}`,
+    /// `{ref, :failed, where, errno}`; `where` is `:launcher`, `:supervisor`, `:fork`, `:setup`, `{:step, n}`,
     /// `:exec` or `{:signal, n}` / `{:exit_status, n}` for a death in set-up.
     pub fn failed(&mut self, to: &LocalPid, tag: &Tag, failure: Failure) {
         self.send(to, |env| {
             let (place, errno) = match failure {
+                Failure::LauncherLost => (atoms::launcher().encode(env), libc::EAGAIN),
                 Failure::Supervisor { errno } => (atoms::supervisor().encode(env), errno),
                 Failure::Task { stage, errno } => (encode_stage(env, stage), errno),
                 Failure::DiedInSetup { exit } => (encode_exit(env, exit), libc::EAGAIN),
@@ -101,11 +124,12 @@ impl Notifier {
         });
     }
 
-    /// `{ref, :exit, {:exit_status | :signal, n}, rusage}`
-    pub fn exited(&mut self, to: &LocalPid, tag: &Tag, exit: Exit, usage: &Usage) {
+    /// `{ref, :exit, {:exit_status | :signal, n}, rusage, survivors}`
+    pub fn exited(&mut self, to: &LocalPid, tag: &Tag, end: &End) {
         self.send(to, |env| {
-            let (exit, usage) = (encode_exit(env, exit), encode_usage(env, usage));
-            (tag.encode(env), atoms::exit(), exit, usage).encode(env)
+            let exit = encode_exit(env, end.exit);
+            let usage = encode_usage(env, &end.usage);
+            (tag.encode(env), atoms::exit(), exit, usage, end.survivors).encode(env)
         });
     }
 
@@ -169,6 +193,11 @@ impl Notifier {
             let done = (atoms::done(), steps, result, state);
             (waiter.tag.encode(env), done).encode(env)
         });
+    }
+
+    /// `{ref, :ended}`: of a task that is held, whose output is read to its end when it is released.
+    pub fn ended(&mut self, to: &LocalPid, tag: &Tag) {
+        self.send(to, |env| (tag.encode(env), atoms::ended()).encode(env));
     }
 
     /// `{ref, :stopped}`

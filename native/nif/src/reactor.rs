@@ -101,6 +101,8 @@ pub enum Command {
     NodeExited(TaskId, Exit, Box<Usage>),
     NodeOwnerDown(TaskId, LocalPid),
     StopNode(ResourceArc<TaskHandle>, Waiter),
+    ReleaseNode(TaskId),
+    TerminateNode(TaskId, Escalation),
 }
 
 /// One I/O thread, as others see it.
@@ -169,6 +171,7 @@ impl Shard {
             alarms: BinaryHeap::new(),
             notifier: Notifier::new(),
             launchers: Vec::new(),
+            flushing: false,
         };
         std::thread::Builder::new()
             .name(format!("stdio_io_{index}"))
@@ -217,6 +220,8 @@ struct Thread {
     receiver: channel::Receiver,
     /// The launcher whose socket this thread serves, and earlier ones that are ending.
     launchers: Vec<(Arc<Launcher>, u32)>,
+    /// An alarm is set for what launchers' sockets did not take.
+    flushing: bool,
 }
 
 impl Thread {
@@ -226,9 +231,10 @@ impl Thread {
             let count = match self.shard.epoll.wait(&mut events, self.timeout()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
-                Err(_) => return,
+                Err(_) => return self.give_up(),
             };
-            self.shard.awake.store(false, Ordering::Release);
+            // Before the inbox is read: what is sent from here on wakes again.
+            self.shard.awake.swap(false, Ordering::AcqRel);
             while let Ok(command) = self.inbox.try_recv() {
                 self.handle(command);
             }
@@ -236,6 +242,13 @@ impl Thread {
                 self.event(event.data());
             }
             self.ring();
+        }
+    }
+
+    /// Without epoll nothing can be learned any more: every session ends, and its tree with it.
+    fn give_up(mut self) {
+        for (_, mut session) in self.sessions.drain() {
+            session.crashed(&mut self.notifier);
         }
     }
 
@@ -250,7 +263,9 @@ impl Thread {
     fn event(&mut self, token: u64) {
         let (id, role) = Role::of(token);
         match role {
-            Role::Wake => drop(self.shard.wake.read()),
+            // Never read: every write is an edge of its own, and a read could take away one that
+            // belongs to a command behind those taken above.
+            Role::Wake => {}
             Role::Launcher => self.launcher_readable(),
             role if self.nodes.contains_key(&id) => self.serve_node(id, |node| node.ready(role)),
             role => self.serve(id, |session, notifier| session.ready(role, notifier)),
@@ -322,13 +337,24 @@ impl Thread {
             }
             Command::NodeOwnerDown(id, pid) => self.serve_node(id, |node| node.owner_down(pid)),
             Command::StopNode(task, waiter) => self.stop_node(&task, waiter),
+            Command::ReleaseNode(id) => self.serve_node(id, |node| node.release()),
+            Command::TerminateNode(id, escalation) => {
+                self.serve_node(id, |node| node.terminate(escalation));
+            }
             Command::Launcher(launcher) => {
                 if self.watch(&launcher).is_err() {
                     launcher.lost();
                 }
                 self.launchers.push((launcher, REAP_TRIES));
             }
-            Command::FlushLauncher => self.set(0, Instant::now() + RETRY, Alarm::Flush),
+            Command::FlushLauncher => self.flush_soon(),
+        }
+    }
+
+    /// One alarm, however many have asked.
+    fn flush_soon(&mut self) {
+        if !std::mem::replace(&mut self.flushing, true) {
+            self.set(0, Instant::now() + RETRY, Alarm::Flush);
         }
     }
 
@@ -402,12 +428,13 @@ impl Thread {
             self.alarms.pop();
             match alarm {
                 Alarm::Flush => {
+                    self.flushing = false;
                     let left = self
                         .launchers
                         .iter()
                         .any(|(launcher, _)| launcher.is_alive() && launcher.flush());
                     if left {
-                        self.set(0, now + RETRY, Alarm::Flush);
+                        self.flush_soon();
                     }
                 }
                 Alarm::Reap => self.reap_launchers(now),
@@ -424,7 +451,7 @@ impl Thread {
         let mut receiver = channel::Receiver::without_fds();
         let mut lost = false;
         for (launcher, _) in &self.launchers {
-            while launcher.is_alive() {
+            while !launcher.has_ended() {
                 match receiver.recv::<FromLauncher>(launcher.socket().as_fd()) {
                     Ok(Some(received)) => {
                         launcher.note_heard();
@@ -433,6 +460,7 @@ impl Thread {
                     Err(error) if error.errno() == Errno::EAGAIN => break,
                     Ok(None) | Err(_) => {
                         launcher.lost();
+                        launcher.note_end();
                         lost = true;
                     }
                 }
@@ -446,15 +474,15 @@ impl Thread {
 
     fn reap_launchers(&mut self, now: Instant) {
         self.launchers.retain_mut(|(launcher, tries)| {
-            if !launcher.is_alive() {
+            if launcher.has_ended() {
                 *tries = tries.saturating_sub(1);
             }
-            launcher.is_alive() || (*tries > 0 && !launcher.reaped())
+            !launcher.has_ended() || (*tries > 0 && !launcher.reaped())
         });
         if self
             .launchers
             .iter()
-            .any(|(launcher, _)| !launcher.is_alive())
+            .any(|(launcher, _)| launcher.has_ended())
         {
             self.set(0, now + REAP_PAUSE, Alarm::Reap);
         }

@@ -9,25 +9,29 @@
 //!    is the consumer's to read, until it is armed again.
 //! 4. With `:exit`, both streams are the consumer's for good, which reads them to their end.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{shutdown, Shutdown};
+use once_cell::sync::Lazy;
 use rustler::{LocalPid, ResourceArc};
 use serde::de::DeserializeOwned;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
-use stdio_protocol::message::{Escalation, Exit, FromRoot, FromTask, RootId, ToRoot, Usage};
+use stdio_protocol::message::{Escalation, FromRoot, FromTask, RootId, ToRoot};
 
 use crate::launcher::{Launcher, ANSWER_DEADLINE};
-use crate::notify::{Failure, Notifier, Tag};
+use crate::notify::{End, Failure, Notifier, Tag};
 use crate::pipe::{Chunk, Stream};
 use crate::reactor::{Role, Shard};
 use crate::stream::{Handle, Shared};
 
 /// A supervisor gives up on unkillable processes after 5 s; one that takes longer is stuck.
 const TEARDOWN_DEADLINE: Duration = Duration::from_secs(7);
+/// For a start that others have overtaken; long enough for a machine that is busy with thousands.
+const OVERTAKEN_DEADLINE: Duration = Duration::from_secs(10);
 /// Chunks; then other sessions have their turn, and a program that never stops writing does not
 /// hold up the message that ends it.
 const DISCARDED_AT_ONCE: usize = 16;
@@ -42,6 +46,12 @@ pub enum Alarm {
     Send,
     /// A pipe is still open after the end of a task.
     Escaped,
+    /// A task's program has had its time.
+    Deadline,
+    /// A task's program has had its grace.
+    Grace,
+    /// Nor did the message that ends the program.
+    Terminate(Escalation),
     /// The supervisor should have ended its tree.
     Stuck,
     /// The launcher should have ended the supervisor.
@@ -63,6 +73,40 @@ pub struct Unsent {
     pub fds: Vec<OwnedFd>,
 }
 
+/// How many sessions each process owns.
+static OWNED: Lazy<Mutex<HashMap<LocalPid, usize>>> = Lazy::new(Mutex::default);
+
+fn owned_by() -> MutexGuard<'static, HashMap<LocalPid, usize>> {
+    OWNED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sessions that a process owns, or owned when it died and which are not over yet.
+pub fn owned(pid: LocalPid) -> usize {
+    owned_by().get(&pid).copied().unwrap_or(0)
+}
+
+/// Counts for as long as the session is there.
+pub struct Ownership(LocalPid);
+
+impl Ownership {
+    pub fn new(pid: LocalPid) -> Self {
+        *owned_by().entry(pid).or_default() += 1;
+        Self(pid)
+    }
+}
+
+impl Drop for Ownership {
+    fn drop(&mut self) {
+        let mut owned = owned_by();
+        if let Some(count) = owned.get_mut(&self.0) {
+            *count -= 1;
+            if *count == 0 {
+                owned.remove(&self.0);
+            }
+        }
+    }
+}
+
 impl Unsent {
     pub fn send(&self, root: &OwnedFd) -> Result<(), channel::Error> {
         let fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
@@ -76,8 +120,13 @@ pub struct Session {
     pub _handle: ResourceArc<Handle>,
     pub launcher: Arc<Launcher>,
     pub owner: LocalPid,
+    pub _ownership: Ownership,
     pub tag: Tag,
     pub unsent: Option<Unsent>,
+    pub asked: Instant,
+    /// The program's own deadline, grace included: what the supervisor is to see to, and who has
+    /// stopped the supervisor is not.
+    pub deadline: Option<Duration>,
     pub root: Option<OwnedFd>,
     pub task: Option<OwnedFd>,
     pub progress: Progress,
@@ -89,7 +138,7 @@ pub struct Progress {
     pid: Option<i32>,
     started: bool,
     failure: Option<Failure>,
-    exit: Option<(Exit, Usage)>,
+    exit: Option<End>,
     /// The launcher has seen the supervisor's end, or has ended itself.
     root_gone: bool,
     /// An alarm has been set for an end that should come by itself.
@@ -126,7 +175,13 @@ impl Session {
     /// One of the session's descriptors is ready.
     pub fn ready(&mut self, role: Role, notifier: &mut Notifier) -> After {
         match role {
-            Role::Task => self.read_task(notifier),
+            Role::Task => {
+                self.read_task(notifier);
+                if let (true, Some(deadline)) = (self.progress.started, self.deadline.take()) {
+                    let overdue = deadline.saturating_add(TEARDOWN_DEADLINE);
+                    return self.settle_or(notifier, After::Alarm(overdue, Alarm::Stuck));
+                }
+            }
             Role::Root => self.read_root(),
             Role::Stdout => self.read_output(role, Stream::Stdout, notifier),
             Role::Stderr => self.read_output(role, Stream::Stderr, notifier),
@@ -146,11 +201,17 @@ impl Session {
 
     /// Asks the supervisor to end the program.
     pub fn terminate(&mut self, escalation: Escalation, notifier: &mut Notifier) -> After {
-        if let Some(root) = &self.root {
-            if channel::send(root, &ToRoot::Terminate(escalation), &[]).is_err() {
-                // The end of the socket says the same, without words.
-                self.root = None;
+        let sent = self
+            .root
+            .as_ref()
+            .map(|root| channel::send(root, &ToRoot::Terminate(escalation), &[]));
+        match sent {
+            Some(Err(error)) if is_busy(error.errno()) => {
+                return After::Alarm(RETRY, Alarm::Terminate(escalation));
             }
+            // It has ended meanwhile; its report is in the socket.
+            Some(Err(_)) => self.read_root(),
+            _ => {}
         }
         let grace = Duration::from_millis(escalation.grace_ms);
         let overdue = grace.saturating_add(TEARDOWN_DEADLINE);
@@ -204,6 +265,7 @@ impl Session {
         match alarm {
             Alarm::Start => return self.start_overdue(notifier),
             Alarm::Send => return self.send_start(),
+            Alarm::Terminate(escalation) => return self.terminate(escalation, notifier),
             Alarm::Stuck => {
                 self.launcher.kill(self.id());
                 return After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon);
@@ -212,7 +274,7 @@ impl Session {
                 self.root = None;
                 self.progress.root_gone = true;
             }
-            Alarm::Escaped | Alarm::Flush | Alarm::Reap => {}
+            Alarm::Escaped | Alarm::Deadline | Alarm::Grace | Alarm::Flush | Alarm::Reap => {}
         }
         self.settle(notifier)
     }
@@ -220,8 +282,7 @@ impl Session {
     /// The last resort of an I/O thread that has caught a panic.
     pub fn crashed(&mut self, notifier: &mut Notifier) {
         self.shared.stdin().fail(notifier);
-        let killed = (Exit::Signal(libc::SIGKILL), Usage::default());
-        self.progress.exit.get_or_insert(killed);
+        self.progress.exit.get_or_insert_with(End::killed);
         self.finish(notifier);
     }
 
@@ -244,9 +305,12 @@ impl Session {
         if answered || self.progress.failure.is_some() || self.progress.orphaned {
             return After::Wait;
         }
+        // Starts queue behind each other, so one that waits is late when nothing at all moves; or
+        // when later ones have long been answered.
         let silence = self.launcher.silence();
-        if silence < ANSWER_DEADLINE {
-            return After::Alarm(ANSWER_DEADLINE - silence, Alarm::Start);
+        let overtaken = self.launcher.has_overtaken(self.id());
+        if silence < ANSWER_DEADLINE && !(overtaken && self.asked.elapsed() >= OVERTAKEN_DEADLINE) {
+            return After::Alarm(ANSWER_DEADLINE, Alarm::Start);
         }
         self.fail(Failure::Supervisor {
             errno: libc::ETIMEDOUT,
@@ -283,6 +347,7 @@ impl Session {
     }
 
     fn tell_started(&mut self, notifier: &mut Notifier) {
+        self.launcher.note_answer(self.id());
         if let Progress {
             pid: Some(pid),
             started: false,
@@ -297,10 +362,17 @@ impl Session {
     }
 
     fn read_root(&mut self) {
-        while let Some(FromRoot::Exited { exit, usage, .. }) =
-            receive::<FromRoot>(&mut self.root, &self.launcher)
+        while let Some(FromRoot::Exited {
+            exit,
+            usage,
+            survivors,
+        }) = receive::<FromRoot>(&mut self.root, &self.launcher)
         {
-            self.progress.exit = Some((exit, usage));
+            self.progress.exit = Some(End {
+                exit,
+                usage,
+                survivors,
+            });
         }
     }
 
@@ -325,9 +397,12 @@ impl Session {
     fn settle(&mut self, notifier: &mut Notifier) -> After {
         if self.progress.root_gone || (self.root.is_none() && !self.launcher.is_alive()) {
             // Rule 2: the status was lost with the supervisor.
-            let killed = (Exit::Signal(libc::SIGKILL), Usage::default());
+            if self.progress.pid.is_none() && !self.launcher.is_alive() {
+                // Nothing has been executed, and another launcher may do better.
+                self.fail(Failure::LauncherLost);
+            }
             if self.progress.failure.is_none() {
-                self.progress.exit.get_or_insert(killed);
+                self.progress.exit.get_or_insert_with(End::killed);
             }
             self.progress.root_gone = true;
         }
@@ -349,7 +424,7 @@ impl Session {
             }
             return self.wait_once(Alarm::Stuck);
         }
-        let Some((exit, _)) = self.progress.exit else {
+        let Some(End { exit, .. }) = self.progress.exit else {
             // The supervisor died: the launcher kills what it left, and then tells.
             return match self.root {
                 Some(_) => After::Wait,
@@ -379,9 +454,9 @@ impl Session {
                 self.shared.outputs().close();
                 notifier.failed(&self.owner, &self.tag, failure);
             }
-            (None, Some((exit, usage))) => {
+            (None, Some(end)) => {
                 self.tell_started(notifier);
-                notifier.exited(&self.owner, &self.tag, exit, &usage);
+                notifier.exited(&self.owner, &self.tag, &end);
             }
             (None, None) => {}
         }

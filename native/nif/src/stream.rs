@@ -13,10 +13,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{open, OFlag};
-use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 use rustler::{
     Atom, Binary, Encoder, Env, LocalPid, Monitor, OwnedBinary, Reference, Resource, ResourceArc,
@@ -29,9 +28,9 @@ use crate::launcher::{self, Launcher, Root};
 use crate::notify::{Tag, Waiter};
 use crate::pipe::{Chunk, Outputs, Stdin, Stream, Written};
 use crate::reactor::{self, Command, Role, Shard};
-use crate::session::{Progress, Session, Unsent};
+use crate::session::{Ownership, Progress, Session, Unsent};
 use crate::spec::{bad_step, errno_atom, Spec, StderrMode, StdinMode};
-use crate::{atoms, fd};
+use crate::{atoms, fd, session};
 
 /// What a program's handle and its session have in common.
 pub struct Shared {
@@ -100,19 +99,12 @@ struct Connections {
 impl Connections {
     fn new(spec: &Spec<'_>) -> Result<Self, Errno> {
         let (task, task_peer) = channel::pair()?;
-        let null = || {
-            open(
-                c"/dev/null",
-                OFlag::O_RDWR | OFlag::O_CLOEXEC,
-                Mode::empty(),
-            )
-        };
         let (stdin_end, stdin) = match spec.stdin {
             StdinMode::Pipe => {
                 let (read, write) = fd::pipe()?;
                 (read, Some(ours(write)?))
             }
-            StdinMode::Null => (null()?, None),
+            StdinMode::Null => (fd::null()?, None),
         };
         let (stdout, stdout_end) = fd::pipe()?;
         let (stderr, stderr_end) = match spec.stderr {
@@ -121,7 +113,7 @@ impl Connections {
                 (Some(ours(read)?), write)
             }
             StderrMode::Stdout => (None, stdout_end.try_clone().map_err(|_| Errno::EMFILE)?),
-            StderrMode::Null => (None, null()?),
+            StderrMode::Null => (None, fd::null()?),
         };
         let pipes = [
             (&stdin_end, spec.stdin == StdinMode::Pipe),
@@ -181,6 +173,9 @@ fn spawn_program<'a>(env: Env<'a>, spec: &Spec<'a>, reference: Reference<'a>) ->
                 env,
                 tag: Tag::new(reference),
                 max_chunk: spec.max_chunk,
+                deadline: spec.timeout.map(|timeout| {
+                    Duration::from_millis(timeout.saturating_add(spec.kill_timeout))
+                }),
             };
             connect(owner, launcher, datagram, connections)
         });
@@ -195,6 +190,7 @@ struct Owner<'a> {
     env: Env<'a>,
     tag: Tag,
     max_chunk: usize,
+    deadline: Option<Duration>,
 }
 
 /// The start message goes out first, the I/O thread is told meanwhile: it takes the supervisor
@@ -209,7 +205,12 @@ fn connect(
         datagram,
         fds: connections.program,
     };
-    let (root, unsent) = send_start(&launcher, unsent)?;
+    let (root, unsent) = send_start(&launcher, unsent).inspect_err(|errno| {
+        // Its socket has ended, which the I/O thread will see too, perhaps only after the next try.
+        if matches!(errno, Errno::EPIPE | Errno::ECONNRESET) {
+            launcher.lost();
+        }
+    })?;
     let shard = reactor::shard(root.id)?;
     let shared = Arc::new(Shared {
         id: root.id,
@@ -230,8 +231,11 @@ fn connect(
         _handle: handle.clone(),
         launcher,
         owner: pid,
+        _ownership: Ownership::new(pid),
         tag: owner.tag,
         unsent,
+        asked: Instant::now(),
+        deadline: owner.deadline,
         root: Some(root.socket),
         task: Some(connections.task),
         progress: Progress::default(),
@@ -324,6 +328,12 @@ fn getcwd(env: Env<'_>) -> Term<'_> {
             (atoms::error(), errno_atom(env, errno)).encode(env)
         }
     }
+}
+
+/// How many programs a process owns, or owned when it died and which are not gone yet.
+#[rustler::nif]
+fn owned(pid: LocalPid) -> usize {
+    session::owned(pid)
 }
 
 /// Closes both outputs, whoever still holds their other ends.

@@ -5,6 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::unistd::geteuid;
@@ -14,7 +15,9 @@ use rustler::{
 };
 use serde_bytes::ByteBuf;
 use stdio_protocol::channel;
-use stdio_protocol::message::{Exec, Filter, Handler, Program, Setting, Step, ToNode};
+use stdio_protocol::message::{
+    Escalation, Exec, Filter, Handler, Program, Redirect, Setting, Step, ToNode,
+};
 use stdio_protocol::value::BadArgument;
 
 use crate::launcher;
@@ -22,7 +25,7 @@ use crate::node::{self, Ends, Kind, Node, Options, Pending, Rejected};
 use crate::notify::{Tag, Waiter};
 use crate::pipe::{Outputs, Stream, Written};
 use crate::reactor::{self, Command, Role};
-use crate::spec::{bad_step, decode_steps, errno_atom, StepSpec};
+use crate::spec::{bad_step, decode_steps, errno_atom, StderrMode, StdinMode, StepSpec};
 use crate::{atoms, fd, spec};
 
 /// The resource; its term is the reference in `%Stdio.Task{}`.
@@ -195,6 +198,15 @@ fn task_batch<'a>(
 #[derive(NifTaggedEnum)]
 enum ProgramSpec<'a> {
     Path(Binary<'a>, Vec<Binary<'a>>, Vec<Binary<'a>>),
+    /// As a path; searched or not; stdin, stderr.
+    Stream(
+        Binary<'a>,
+        Vec<Binary<'a>>,
+        Vec<Binary<'a>>,
+        bool,
+        StdinMode,
+        StderrMode,
+    ),
     Search(Binary<'a>, Vec<Binary<'a>>),
     Descriptor(i32, Vec<Binary<'a>>, Vec<Binary<'a>>),
 }
@@ -209,21 +221,47 @@ fn task_exec<'a>(
 ) -> Term<'a> {
     let bytes = |binary: &Binary<'_>| ByteBuf::from(binary.as_slice());
     let list = |list: &[Binary<'_>]| list.iter().map(bytes).collect::<Vec<_>>();
+    let mut fds = Vec::new();
     let program = match &program {
-        ProgramSpec::Path(file, argv, env) => Program::Path(Exec {
-            file: bytes(file),
-            argv: list(argv),
-            env: list(env),
-            search: false,
-        }),
+        ProgramSpec::Path(file, argv, environ) => Program::Path {
+            exec: Exec {
+                file: bytes(file),
+                argv: list(argv),
+                env: list(environ),
+                search: false,
+            },
+            redirect: Redirect::default(),
+        },
+        ProgramSpec::Stream(file, argv, environ, search, stdin, stderr) => {
+            let redirect = Redirect {
+                stdin_null: *stdin == StdinMode::Null,
+                stderr_null: *stderr == StderrMode::Null,
+                stderr_to_stdout: *stderr == StderrMode::Stdout,
+            };
+            if redirect.stdin_null || redirect.stderr_null {
+                match fd::null() {
+                    Ok(null) => fds.push(null),
+                    Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
+                }
+            }
+            Program::Path {
+                exec: Exec {
+                    file: bytes(file),
+                    argv: list(argv),
+                    env: list(environ),
+                    search: *search,
+                },
+                redirect,
+            }
+        }
         ProgramSpec::Search(file, argv) => Program::Search {
             file: bytes(file),
             argv: list(argv),
         },
-        ProgramSpec::Descriptor(fd, argv, env) => Program::Descriptor {
+        ProgramSpec::Descriptor(fd, argv, environ) => Program::Descriptor {
             fd: *fd,
             argv: list(argv),
-            env: list(env),
+            env: list(environ),
         },
     };
     if !task.node.lock().children.is_empty() {
@@ -234,7 +272,7 @@ fn task_exec<'a>(
         kind: Kind::Exec,
     };
     let build = |sequence| ToNode::Exec { sequence, program };
-    answer(env, task.node.ask(build, Vec::new(), pending))
+    answer(env, task.node.ask(build, fds, pending))
 }
 
 #[derive(NifTaggedEnum)]
@@ -355,6 +393,51 @@ fn mute(task: &Task, pid: LocalPid) {
     for child in children.into_iter().filter_map(node::find) {
         mute(&child, pid);
     }
+}
+
+/// Makes this the task of a stream: `{ref, :ended}` comes to its owner when the process has ended,
+/// and its pipes are read to their end after `task_release`.
+#[rustler::nif]
+fn task_hold<'a>(task: Task, reference: Reference<'a>, max_chunk: usize) -> Atom {
+    let mut inner = task.node.lock();
+    inner.hold = Some(Tag::new(reference));
+    inner.max_chunk = max_chunk;
+    atoms::ok()
+}
+
+#[rustler::nif]
+fn task_release(task: Task) -> Atom {
+    task.node.shard.command(Command::ReleaseNode(task.node.id));
+    atoms::ok()
+}
+
+/// The escalation begins `after_ms` after exec.
+#[rustler::nif]
+fn task_deadline(task: Task, after_ms: u64, signal: i32, grace_ms: u64) -> Atom {
+    let escalation = Escalation { signal, grace_ms };
+    task.node.lock().deadline = Some((Duration::from_millis(after_ms), escalation));
+    atoms::ok()
+}
+
+/// The escalation begins now.
+#[rustler::nif]
+fn task_terminate(task: Task, signal: i32, grace_ms: u64) -> Atom {
+    let node = &task.node;
+    let escalation = Escalation { signal, grace_ms };
+    node.shard
+        .command(Command::TerminateNode(node.id, escalation));
+    atoms::ok()
+}
+
+/// SIGKILLs all that is below it. The answer is `{:done, 0, :ok | error, …}`.
+#[rustler::nif]
+fn task_reap<'a>(env: Env<'a>, task: Task, reference: Reference<'a>) -> Term<'a> {
+    let pending = Pending {
+        waiter: waiter(env, reference),
+        kind: Kind::Set,
+    };
+    let build = |sequence| ToNode::Reap { sequence };
+    answer(env, task.node.ask(build, Vec::new(), pending))
 }
 
 /// `{pid | nil, parent | nil, pipeline, execed, alive}`

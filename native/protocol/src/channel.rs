@@ -239,8 +239,9 @@ impl Receiver {
             let received = match recvmsg::<()>(socket.as_raw_fd(), &mut iov, rights, flags) {
                 Ok(received) => received,
                 Err(Errno::EINTR) => continue,
-                // A peer that died with unread messages of ours resets the connection.
-                Err(Errno::ECONNRESET) => return Ok(None),
+                // A peer that died with unread messages of ours resets the connection. That is
+                // said once; what it had sent before comes behind it.
+                Err(Errno::ECONNRESET) => continue,
                 Err(errno) => return Err(os("recvmsg")(errno)),
             };
             // CTRUNC: the peer sent descriptors to an end that takes none, or this process has

@@ -1,12 +1,14 @@
 //! Names of constants, in any letter case, to the numbers that this system's headers define.
 //!
-//! The values are the libc crate's; what it lacks (capabilities, audit architectures) stands here.
+//! The values are the libc crate's (`linux`, generated); what it lacks stands here and in `uapi`.
 
 use crate::errno;
 use crate::value::{BadArgument, Value};
 
 #[cfg(target_os = "linux")]
 mod linux;
+#[cfg(target_os = "linux")]
+mod uapi;
 
 /// Upper-case names and their numbers; of two names of one number the usual one comes first.
 type Table = &'static [(&'static str, i64)];
@@ -119,34 +121,34 @@ fn entries(family: Family) -> impl Iterator<Item = (&'static str, i64)> {
     tables(family).into_iter().flatten().copied()
 }
 
-fn tables(family: Family) -> [Table; 2] {
+fn tables(family: Family) -> [Table; 3] {
     match family {
-        Family::Prio => [PRIO, &[]],
-        Family::Rlimit => [RLIMIT, RLIMIT_LINUX],
-        Family::Signal => [SIGNAL, SIGNAL_LINUX],
-        Family::File => [FILE, FILE_LINUX],
-        Family::Fcntl => [FCNTL, FCNTL_LINUX],
-        Family::Wait => [WAIT, &[]],
+        Family::Prio => [PRIO, &[], &[]],
+        Family::Rlimit => [RLIMIT, RLIMIT_LINUX, &[]],
+        Family::Signal => [SIGNAL, SIGNAL_LINUX, &[]],
+        Family::File => [FILE, FILE_LINUX, &[]],
+        Family::Fcntl => [FCNTL, FCNTL_LINUX, &[]],
+        Family::Wait => [WAIT, &[], &[]],
         #[cfg(target_os = "linux")]
-        Family::Cap => [CAP, &[]],
+        Family::Cap => [CAP, &[], &[]],
         #[cfg(target_os = "linux")]
-        Family::Clone => [linux::CLONE, &[]],
+        Family::Clone => [linux::CLONE, &[], &[]],
         #[cfg(target_os = "linux")]
-        Family::Ioctl => [linux::IOCTL, &[]],
+        Family::Ioctl => [linux::IOCTL, uapi::IOCTL, &[]],
         #[cfg(target_os = "linux")]
-        Family::Mount => [linux::MOUNT, MOUNT_PORTABLE],
+        Family::Mount => [linux::MOUNT, MOUNT_PORTABLE, &[]],
         #[cfg(target_os = "linux")]
-        Family::Prctl => [linux::PRCTL, &[]],
+        Family::Prctl => [linux::PRCTL, uapi::PRCTL, &[]],
         #[cfg(target_os = "linux")]
-        Family::Ptrace => [linux::PTRACE, &[]],
+        Family::Ptrace => [linux::PTRACE, uapi::PTRACE, uapi::PTRACE_REGISTERS],
         #[cfg(target_os = "linux")]
-        Family::Seccomp => [linux::SECCOMP, &[]],
+        Family::Seccomp => [linux::SECCOMP, &[], &[]],
         #[cfg(target_os = "linux")]
-        Family::Socket => [linux::SOCKET, &[]],
+        Family::Socket => [linux::SOCKET, SOCKET_TYPES, uapi::SOCKET],
         #[cfg(target_os = "linux")]
-        Family::Syscall => [linux::SYSCALL, AUDIT_ARCH],
+        Family::Syscall => [linux::SYSCALL, AUDIT_ARCH, &[]],
         #[cfg(not(target_os = "linux"))]
-        _ => [&[], &[]],
+        _ => [&[], &[], &[]],
     }
 }
 
@@ -268,6 +270,19 @@ const MOUNT_PORTABLE: Table = &[
     ("NOSUID", libc::MS_NOSUID as i64),
     ("NOEXEC", libc::MS_NOEXEC as i64),
     ("NOATIME", libc::MS_NOATIME as i64),
+];
+
+/// Defined for each architecture by itself.
+#[cfg(target_os = "linux")]
+const SOCKET_TYPES: Table = names![
+    SOCK_STREAM,
+    SOCK_DGRAM,
+    SOCK_RAW,
+    SOCK_RDM,
+    SOCK_SEQPACKET,
+    SOCK_DCCP,
+    SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
 ];
 
 /// linux/capability.h
@@ -392,15 +407,20 @@ mod tests {
             (Family::Syscall, "audit_arch_aarch64", 0xC000_00B7),
             (Family::Cap, "cap_sys_admin", 21),
             (Family::Socket, "af_unix", 1),
+            (Family::Socket, "sock_stream", 1),
+            (Family::Socket, "ipproto_tcp", 6),
             (Family::Ioctl, "siocgifaddr", 0x8915),
         ];
         for (family, name, number) in known {
             assert_eq!(lookup(family, name), Some(number), "{name}");
         }
-        let read = lookup(Family::Syscall, "sys_read");
-        assert_eq!(read, Some(libc::SYS_read.into()));
+        #[allow(clippy::useless_conversion)]
+        let read = i64::from(libc::SYS_read);
+        assert_eq!(lookup(Family::Syscall, "sys_read"), Some(read));
         assert!(lookup(Family::Ioctl, "tunsetiff").is_some());
-        assert!(lookup(Family::Ptrace, "ptrace_attach").is_some());
+        assert_eq!(lookup(Family::Ptrace, "ptrace_attach"), Some(16));
+        assert_eq!(lookup(Family::Ptrace, "ptrace_detach"), Some(17));
+        assert_eq!(lookup(Family::Socket, "pf_vsock"), Some(40));
     }
 
     #[test]
@@ -408,6 +428,7 @@ mod tests {
         for family in Family::ALL {
             let mut names: Vec<_> = entries(family).collect();
             names.sort_unstable();
+            names.dedup();
             let all = names.len();
             names.dedup_by_key(|(name, _)| *name);
             assert_eq!(names.len(), all, "{family:?}");

@@ -95,6 +95,15 @@ pub enum ToNode {
     Kill {
         task: TaskId,
     },
+    /// Signal the process group that a child leads, else the child alone.
+    Terminate {
+        task: TaskId,
+        signal: i32,
+    },
+    /// SIGKILL every descendant until none is left, for some seconds at most.
+    Reap {
+        sequence: Sequence,
+    },
     /// Signal these descendants, which another process forked: each is checked to be one.
     Signal {
         pids: Vec<i32>,
@@ -108,8 +117,8 @@ pub enum ToNode {
 /// The three ways to exec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Program {
-    /// execve(2)
-    Path(Exec),
+    /// execve(2). Descriptors: `/dev/null`, if `redirect` asks for it.
+    Path { exec: Exec, redirect: Redirect },
     /// execvp(3): searched along the PATH of the task's environment, which is the program's.
     Search { file: ByteBuf, argv: Vec<ByteBuf> },
     /// fexecve(3)
@@ -118,6 +127,14 @@ pub enum Program {
         argv: Vec<ByteBuf>,
         env: Vec<ByteBuf>,
     },
+}
+
+/// What becomes of the standard streams at exec.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redirect {
+    pub stdin_null: bool,
+    pub stderr_null: bool,
+    pub stderr_to_stdout: bool,
 }
 
 /// What concerns the serving itself.
@@ -198,7 +215,7 @@ pub enum Refusal {
 }
 
 /// A kill escalation: `signal` first; if that is not SIGKILL, SIGKILL to all after `grace_ms`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Escalation {
     pub signal: i32,
     pub grace_ms: u64,

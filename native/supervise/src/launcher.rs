@@ -104,19 +104,20 @@ impl Launcher {
     /// One round of the event loop.
     fn turn(&mut self, receiver: &mut Receiver) -> Turn {
         let (control, signals, peer_died) = self.wait();
-        if signals {
-            self.drain_signals();
-        }
-        if peer_died {
-            self.begin_shutdown();
-        }
-        if control && self.lifeline.is_some() {
+        // Requests first: what was asked about a root before it ended counts.
+        if (control || signals) && self.lifeline.is_some() {
             match self.receive(receiver) {
                 Ok(None) => {}
                 Ok(Some(control)) => return Turn::Child { control },
                 // The trees of a peer that breaks the protocol end with the lifeline.
                 Err(ProtocolError) => return Turn::End(ExitCode::from(EXIT_PROTOCOL)),
             }
+        }
+        if signals {
+            self.drain_signals();
+        }
+        if peer_died {
+            self.begin_shutdown();
         }
         self.chase_orphans();
         self.flush();

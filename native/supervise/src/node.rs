@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,8 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getpid, pipe2, write, Pi
 use serde_bytes::ByteBuf;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
 use stdio_protocol::message::{
-    Exec, Filter, FromNode, Handler, Program, Refusal, Sequence, Setting, Step, TaskId, ToNode,
-    ToRoot,
+    Exec, Filter, FromNode, Handler, Program, Redirect, Refusal, Sequence, Setting, Step, TaskId,
+    ToNode, ToRoot,
 };
 use stdio_protocol::value::Value;
 
@@ -208,9 +209,11 @@ impl Node {
                 clone,
             } => self.fork(sequence, task, clone, fds)?,
             ToNode::Batch { sequence, steps } => self.batch(sequence, &steps),
-            ToNode::Exec { sequence, program } => self.exec(sequence, program),
+            ToNode::Exec { sequence, program } => self.exec(sequence, program, fds.first()),
             ToNode::Set { sequence, setting } => self.set(sequence, setting),
             ToNode::Kill { task } => self.kill_child(task),
+            ToNode::Terminate { task, signal } => self.terminate_child(task, signal),
+            ToNode::Reap { sequence } => self.reap_tree(sequence),
             ToNode::Signal { pids, signal } => {
                 for pid in pids {
                     reap::signal_if_descendant(Pid::from_raw(pid), signal);
@@ -260,8 +263,7 @@ impl Node {
             self.done(sequence, 0, Err(Refusal::Undefined));
             return Ok(());
         }
-        // As the child will see it; asked for before there is a child, whose own it would be.
-        let parent = (clone & sys::CLONE_NEWPID == 0).then_some(getpid());
+        let me = getpid();
         let born = pipe2(OFlag::O_CLOEXEC)
             .and_then(|(go_ahead, go)| Ok((sys::clone(clone)?, go_ahead, go)));
         match born {
@@ -276,6 +278,7 @@ impl Node {
                 });
             }
             Ok((Fork::Child, go_ahead, go)) => {
+                let parent = (clone & sys::CLONE_NEWPID == 0).then_some(me);
                 // Closed with all the others, by number.
                 let _ = go.into_raw_fd();
                 let descriptors = task::Descriptors {
@@ -297,7 +300,7 @@ impl Node {
         let Ok((control, go_ahead)) = task::arrange(descriptors) else {
             sys::exit(1)
         };
-        if task::read_pid(go_ahead).is_none() {
+        if task::read_pid(&File::from(go_ahead)).is_none() {
             sys::exit(1);
         }
         // The old numbers are closed or taken by now: nothing of the parent's may be dropped.
@@ -366,9 +369,9 @@ impl Node {
     }
 
     /// Returns only if it fails: the process is the program then.
-    fn exec(&mut self, sequence: Sequence, program: Program) {
+    fn exec(&mut self, sequence: Sequence, program: Program, null: Option<&OwnedFd>) {
         let name = match &program {
-            Program::Path(_) => "execve",
+            Program::Path { .. } => "execve",
             Program::Search { .. } => "execvp",
             Program::Descriptor { .. } => "fexecve",
         };
@@ -380,7 +383,7 @@ impl Node {
             return self.done(sequence, 0, Err(Refusal::Errno(libc::EACCES)));
         }
         self.flush();
-        let Err(errno) = self.try_exec(sequence, program);
+        let Err(errno) = self.try_exec(sequence, program, null);
         // It serves on.
         let _ = self.reported().thread_set_mask();
         let root = matches!(self.place, Place::Root { .. });
@@ -388,7 +391,12 @@ impl Node {
         self.done(sequence, 0, Err(Refusal::Errno(errno as i32)));
     }
 
-    fn try_exec(&mut self, sequence: Sequence, program: Program) -> Result<Infallible, Errno> {
+    fn try_exec(
+        &mut self,
+        sequence: Sequence,
+        program: Program,
+        null: Option<&OwnedFd>,
+    ) -> Result<Infallible, Errno> {
         let environ = || {
             self.context
                 .environ
@@ -398,7 +406,10 @@ impl Node {
                 .collect()
         };
         let prepared = match program {
-            Program::Path(exec) => exec::prepare(exec)?,
+            Program::Path { exec, redirect } => {
+                redirect_streams(redirect, null)?;
+                exec::prepare(exec)?
+            }
             Program::Search { file, argv } => exec::prepare(Exec {
                 file,
                 argv,
@@ -563,6 +574,38 @@ impl Node {
         }
     }
 
+    fn terminate_child(&mut self, task: TaskId, signal: i32) {
+        let child = self.children.iter().find(|(_, child)| **child == task);
+        let Some(pid) = child.map(|(pid, _)| *pid) else {
+            return;
+        };
+        // PID 1 of a namespace never sees what it does not catch.
+        if sys::leads_namespace(pid) && !sys::catches(pid, signal) {
+            return self.kill_child(task);
+        }
+        let leads_group = nix::unistd::getpgid(Some(pid)) == Ok(pid);
+        let target = if leads_group {
+            -pid.as_raw()
+        } else {
+            pid.as_raw()
+        };
+        let _ = sys::kill(target, signal);
+    }
+
+    fn reap_tree(&mut self, sequence: Sequence) {
+        let give_up = Instant::now() + TEARDOWN_DEADLINE;
+        let result = loop {
+            if self.reap() || reap::signal_descendants(libc::SIGKILL) == 0 {
+                break Ok(Value::Atom("ok".to_owned()));
+            }
+            if give_up <= Instant::now() {
+                break Err(Refusal::Errno(libc::ETIMEDOUT));
+            }
+            self.wait_for_child();
+        };
+        self.done(sequence, 0, result);
+    }
+
     fn done(&mut self, sequence: Sequence, steps: u32, result: Result<Value, Refusal>) {
         self.tell(&FromNode::Done {
             sequence,
@@ -641,6 +684,20 @@ impl Node {
         );
         while let Ok(Some(_)) = self.signals.read_signal() {}
     }
+}
+
+fn redirect_streams(redirect: Redirect, null: Option<&OwnedFd>) -> Result<(), Errno> {
+    let null = || null.ok_or(Errno::EBADF);
+    if redirect.stdin_null {
+        dup2_stdin(null()?)?;
+    }
+    if redirect.stderr_null {
+        dup2_stderr(null()?)?;
+    }
+    if redirect.stderr_to_stdout {
+        dup2_stderr(std::io::stdout())?;
+    }
+    Ok(())
 }
 
 /// What a result leaves for a later step of the same level: `:ok` itself, or the value in

@@ -33,6 +33,8 @@ const TEARDOWN_DEADLINE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// Exit status of a supervisor which had to leave something behind.
 const EXIT_SURVIVORS: i32 = 3;
+/// Exit status of one whose report did not get through: the launcher says that it ended.
+const EXIT_UNREPORTED: i32 = 4;
 
 /// What a supervisor gets from the launcher.
 pub struct Inherited {
@@ -283,7 +285,9 @@ impl Supervisor {
                     stage,
                     errno: errno as i32,
                 };
-                let _ = channel::send(&control, &failed, &[]);
+                if channel::send(&control, &failed, &[]).is_err() {
+                    self.status = EXIT_UNREPORTED;
+                }
                 // There is no program whose end could be waited for.
                 self.kill_tree();
             }
@@ -381,16 +385,19 @@ impl Supervisor {
     }
 
     fn finish(&self, survivors: usize) -> ! {
+        let mut status = self.status;
         if let (true, Some(exit)) = (self.connected, self.exit) {
             let exited = FromRoot::Exited {
                 exit,
                 usage: self.usage,
                 survivors: u32::try_from(survivors).unwrap_or(u32::MAX),
             };
-            let _ = channel::send(&self.inherited.control, &exited, &[]);
+            if channel::send(&self.inherited.control, &exited, &[]).is_err() {
+                status = EXIT_UNREPORTED;
+            }
         }
         sys::exit(if survivors == 0 {
-            self.status
+            status
         } else {
             EXIT_SURVIVORS
         })

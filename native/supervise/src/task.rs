@@ -41,7 +41,9 @@ pub fn run(prepared: Prepared, descriptors: Descriptors, parent: Pid) -> ! {
         sys::exit(1)
     };
     // The parent has not recorded this process before it writes; if it dies first, so do we.
-    let Some(pid) = read_pid(go_ahead) else {
+    // It stays open until exec closes it, which is when the parent's clock starts.
+    let go_ahead = File::from(go_ahead);
+    let Some(pid) = read_pid(&go_ahead) else {
         sys::exit(1)
     };
     let mut context = Context {
@@ -74,9 +76,9 @@ pub fn arrange(descriptors: Descriptors) -> Result<(OwnedFd, OwnedFd), Errno> {
     sys::keep_two(descriptors.control, descriptors.go_ahead)
 }
 
-pub fn read_pid(go_ahead: OwnedFd) -> Option<i32> {
+pub fn read_pid(mut go_ahead: &File) -> Option<i32> {
     let mut pid = [0; 4];
-    File::from(go_ahead).read_exact(&mut pid).ok()?;
+    go_ahead.read_exact(&mut pid).ok()?;
     Some(i32::from_ne_bytes(pid))
 }
 

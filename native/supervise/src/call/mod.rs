@@ -11,6 +11,8 @@ mod file;
 mod isolation;
 mod mount;
 mod process;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::RawFd;

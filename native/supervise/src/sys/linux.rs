@@ -380,6 +380,15 @@ pub fn catches(pid: Pid, signal: i32) -> bool {
     }
 }
 
+/// Whether the process is PID 1 of a namespace below this one: the last number of NSpid in
+/// `/proc/PID/status`, Linux 4.1.
+pub fn leads_namespace(pid: Pid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let mut pids = pids.unwrap_or_default().split_ascii_whitespace();
+    pids.next().is_some() && pids.next_back() == Some("1")
+}
+
 /// Maps the ids that the task had outside to themselves inside its new user namespace.
 /// user_namespaces(7): setgroups must be denied before an unprivileged gid_map.
 pub fn map_own_ids(uid: u32, gid: u32) -> Result<(), Errno> {

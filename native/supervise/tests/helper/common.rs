@@ -16,6 +16,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use nix::sys::signal::{kill, Signal};
 use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags};
+use nix::sys::statvfs::{statvfs, FsFlags};
 use nix::unistd::{geteuid, pipe2, Pid};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
@@ -52,6 +53,12 @@ impl PublicCopy {
         run("chmod", &["755".as_ref(), &directory]);
         run("chmod", &[mode.as_ref(), &file]);
         Self { directory, file }
+    }
+
+    /// Whether its setuid bit means nothing here.
+    pub fn is_nosuid(&self) -> bool {
+        let mount = statvfs(&self.file).unwrap();
+        mount.flags().contains(FsFlags::ST_NOSUID)
     }
 }
 

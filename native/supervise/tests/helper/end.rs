@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{shutdown, Shutdown};
 use nix::unistd::Pid;
 use stdio_protocol::call::Call;
-use stdio_protocol::message::{Exit, FromLauncher, ToLauncher};
+use stdio_protocol::message::{Exit, FromLauncher, FromRoot, Start, ToLauncher};
 
 use crate::common::*;
 use crate::process::{self, wait_until, DEADLINE};
@@ -148,6 +148,42 @@ fn a_stopped_tree_can_be_killed() {
     assert!(process::no_programs(&helper.mark));
 }
 
+/// A setuid program's process belongs to another user, whom an unprivileged supervisor cannot
+/// kill. It is given up on after 5 s, counted, and after another 5 s by the launcher.
+#[test]
+fn what_cannot_be_killed_is_counted() {
+    if !is_root() {
+        return excluded("root", "a setuid file of root's");
+    }
+    let copy = PublicCopy::new(HELPER, "755");
+    let become_root = PublicCopy::new("/usr/bin/setpriv", "4755");
+    if become_root.is_nosuid() {
+        return excluded("suid", "the temporary directory is mounted nosuid");
+    }
+    let helper = Helper::spawn_file(&copy.file, |command| {
+        std::os::unix::process::CommandExt::uid(command, SOMEBODY);
+    });
+    helper.greet();
+    let setuid = become_root.file.display();
+    let mut program = helper.run(sh(&format!(
+        "{setuid} --reuid 0 sh -c 'id -ru; exec sleep 1000' &
+        read line"
+    )));
+    program.started();
+    assert_eq!(program.line(), "0");
+    drop(program.stdin.take());
+    match next(&program.root) {
+        Some(FromRoot::Exited {
+            exit: Exit::Status(_),
+            survivors: 1,
+            ..
+        }) => {}
+        other => panic!("{other:?}"),
+    }
+    helper.reports(program.id);
+    assert_eq!(process::programs(&helper.mark).len(), 1);
+}
+
 /// The end of the program and a request for it may cross. The report is the supervisor's last
 /// word, and an unread request resets the connection.
 #[test]
@@ -220,7 +256,7 @@ fn a_closed_control_socket_ends_everything() {
     assert_eq!(next::<()>(&idle), None);
 }
 
-fn program_that_fails() -> stdio_protocol::message::Start {
+fn program_that_fails() -> Start {
     program(&["/nonexistent"])
 }
 

@@ -11,7 +11,9 @@ use nix::sys::signal::Signal;
 use nix::unistd::{getpgid, getpid, getsid, Pid};
 use serde_bytes::ByteBuf;
 use stdio_protocol::call::Call;
-use stdio_protocol::message::{Escalation, Exit, FromTask, Stage, Start, Step};
+use stdio_protocol::message::{
+    Escalation, Exec, Exit, FromLauncher, FromRoot, FromTask, Stage, Start, Step, ToRoot, Usage,
+};
 use stdio_protocol::value::{Limit, Path as CallPath, Prio, Resource, Signal as CallSignal};
 
 use crate::common::*;
@@ -118,10 +120,10 @@ fn usage_counts_children_and_orphans() {
     std::thread::sleep(Duration::from_millis(50));
     drop(stdin);
     let usage = match next(&root) {
-        Some(stdio_protocol::message::FromRoot::Exited { usage, .. }) => usage,
+        Some(FromRoot::Exited { usage, .. }) => usage,
         other => panic!("{other:?}"),
     };
-    let time = |usage: &stdio_protocol::message::Usage| usage.utime_us + usage.stime_us;
+    let time = |usage: &Usage| usage.utime_us + usage.stime_us;
     assert!(time(&child) > time(&idle) + 5000, "{child:?} {idle:?}");
     assert!(time(&usage) > time(&idle) + 5000, "{usage:?} {idle:?}");
 }
@@ -209,7 +211,7 @@ fn fails(helper: &Helper, start: Start, stage: Stage, errno: Errno) {
     let program = helper.run(start);
     assert_eq!(program.failed(), (stage, errno));
     // The task's own end may be reported, with a status that means nothing.
-    while next::<stdio_protocol::message::FromRoot>(&program.root).is_some() {}
+    while next::<FromRoot>(&program.root).is_some() {}
     wait_until("nothing is left", || {
         process::no_programs(&helper.mark) && helper.supervisors().is_empty()
     });
@@ -265,7 +267,7 @@ fn arguments_beyond_the_kernels_limit_are_e2big() {
 fn a_nul_byte_is_refused_wherever_it_is() {
     let helper = Helper::start();
     let nul = || bytes("a\0b");
-    let exec = |change: fn(&mut stdio_protocol::message::Exec, ByteBuf)| {
+    let exec = |change: fn(&mut Exec, ByteBuf)| {
         let mut start = program(&["true"]);
         change(&mut start.plan.exec, nul());
         start
@@ -357,6 +359,72 @@ fn errors_of_a_step_can_be_ignored_one_by_one_or_all() {
         let start = with_steps(sh("pwd"), [chdir("/"), refused]);
         fails(&helper, start, Stage::Step(1), Errno::ENOENT);
     }
+}
+
+/// A limit that binds one user only, so that it can be a user of the test's own.
+fn as_a_user_with(limit: libc::c_int, most: u64) -> (PublicCopy, Helper) {
+    let copy = PublicCopy::new(HELPER, "755");
+    let user = SOMEBODY + 100 + u32::try_from(unique()).unwrap();
+    let helper = Helper::spawn_file(&copy.file, |command| {
+        std::os::unix::process::CommandExt::uid(command, user);
+        limit_resource(command, limit, most);
+    });
+    helper.greet();
+    (copy, helper)
+}
+
+fn limit_resource(command: &mut std::process::Command, resource: libc::c_int, most: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    let resource = resource.unsigned_abs();
+    // SAFETY: the closure makes one system call, with a structure of its own.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(command, move || {
+            match libc::setrlimit(resource, &limit) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+}
+
+#[test]
+fn a_fork_that_fails_says_why() {
+    if !is_root() {
+        return excluded("root", "a user with a limit of its own");
+    }
+    let processes = small(libc::RLIMIT_NPROC);
+    // Room for the launcher alone …
+    let (_copy, helper) = as_a_user_with(processes, 1);
+    let (id, root) = helper.fork();
+    let errno = libc::EAGAIN;
+    assert_eq!(helper.next(), Some(FromLauncher::ForkFailed { id, errno }));
+    assert_eq!(next::<FromRoot>(&root), None);
+    // … and for one supervisor.
+    let (_copy, helper) = as_a_user_with(processes, 2);
+    let program = helper.run(sleep());
+    assert_eq!(program.failed(), (Stage::Fork, Errno::EAGAIN));
+    program.ended_silently();
+}
+
+/// What a start needs is its supervisor's problem. FAULTS row 12.
+#[test]
+fn a_start_beyond_the_memory_limit_costs_its_supervisor_only() {
+    let helper = Helper::spawn(|command| {
+        command.stderr(std::process::Stdio::null());
+        limit_resource(command, small(libc::RLIMIT_AS), 100 << 20);
+        limit_resource(command, small(libc::RLIMIT_CORE), 0);
+    });
+    helper.greet();
+    let mut start = program(&["true"]);
+    start.plan.exec.argv = vec![ByteBuf::new(); 8 << 20];
+    let program = helper.run(start);
+    assert_eq!(next::<FromTask>(&program.task), None);
+    program.ended_silently();
+    helper.reports(program.id);
+    helper.serves();
 }
 
 // ---- steps -----------------------------------------------------------------------------------
@@ -455,6 +523,32 @@ fn setugid_does_nothing_without_privilege() {
     let expected = process::status(helper.pid(), "Uid");
     assert_eq!(process::status(pid, "Uid"), expected);
     assert!(!expected.contains("\t0\t"), "{expected}");
+}
+
+#[test]
+fn a_program_can_ask_for_a_signal_at_its_parents_death() {
+    let helper = Helper::start();
+    let signal_number = CallSignal(libc::SIGUSR1);
+    let pdeathsig = step(Call::SetPdeathsig {
+        signal: signal_number,
+    });
+    let mut program = helper.run(with_steps(
+        sh("trap 'echo orphaned' USR1; echo ready; while :; do sleep 0.01; done"),
+        [pdeathsig],
+    ));
+    program.started();
+    assert_eq!(program.line(), "ready");
+    // Whose business is to kill it.
+    let supervisor = helper.supervisor();
+    signal(helper.pid(), Signal::SIGSTOP);
+    wait_until("the launcher is stopped", || {
+        process::is_stopped(helper.pid())
+    });
+    signal(supervisor, Signal::SIGKILL);
+    assert_eq!(program.line(), "orphaned");
+    signal(helper.pid(), Signal::SIGCONT);
+    helper.reports(program.id);
+    assert!(process::no_programs(&helper.mark));
 }
 
 /// The name is looked up in the working directory that the steps have led to.
@@ -652,7 +746,7 @@ fn a_timeout_that_never_comes_does_no_harm() {
     program.started();
     send(
         &program.root,
-        &stdio_protocol::message::ToRoot::Terminate(Escalation {
+        &ToRoot::Terminate(Escalation {
             signal: libc::SIGTERM,
             grace_ms: u64::MAX,
         }),

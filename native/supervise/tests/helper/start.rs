@@ -13,7 +13,6 @@ use nix::errno::Errno;
 use nix::pty::openpty;
 use nix::spawn::{posix_spawn, PosixSpawnAttr, PosixSpawnFileActions};
 use nix::sys::socket::{socket, socketpair, AddressFamily, SockFlag, SockType};
-use nix::sys::statvfs::{statvfs, FsFlags};
 use nix::sys::wait::{waitpid, WaitStatus};
 use nix::unistd::{geteuid, pipe, setgroups, setresgid, setresuid, Gid, Pid, Uid};
 use stdio_protocol::channel;
@@ -343,11 +342,7 @@ fn the_setuid_bit_makes_it_root_altogether() {
         return excluded("root", "a setuid file of root's");
     }
     let copy = PublicCopy::new(HELPER, "4755");
-    if statvfs(&copy.file)
-        .unwrap()
-        .flags()
-        .contains(FsFlags::ST_NOSUID)
-    {
+    if copy.is_nosuid() {
         return excluded("suid", "the temporary directory is mounted nosuid");
     }
     let helper = Helper::spawn_file(&copy.file, |command| {

@@ -1,0 +1,80 @@
+defmodule Stdio.Faults.BombTest do
+  # FAULTS rows 20 and 21 at a size that a machine of two CPUs and others' tests survive: processes
+  # that spin and replace each other, and processes that change their pids all the time.
+  use Stdio.Test.StreamCase
+
+  import Stdio.Test.Fault
+
+  @moduletag :testbin
+  @moduletag timeout: 120_000
+  # Whatever goes wrong, it is over after this many seconds.
+  @life ["--life", "20"]
+
+  setup_all do
+    warm_up()
+    :ok
+  end
+
+  @bombs [
+    {"bomb", ["fork-bomb", "100", "--setsid"]},
+    {"hoppers", ["hopper", "8", "--pause-us", "200", "--setsid"]},
+    {"hoppers without a rest", ["hopper", "8"]}
+  ]
+
+  for {name, words} <- @bombs, containment <- [:best_effort, :pid_namespace] do
+    @tag words: words, containment: containment
+    if containment == :pid_namespace, do: @tag(:userns)
+
+    test "#{name}, #{containment}", %{mark: mark, words: words, containment: containment} do
+      [program | words] = words
+      argv = [Proc.fixture(program), mark | words] ++ @life
+      config = [containment: containment]
+
+      # Halted.
+      stream = Stdio.stream!(argv, Stdio.Process, config)
+      {halt, [stdout: "ready\n"]} = timed(fn -> Enum.take(stream, 1) end)
+      assert_gone(mark, "halted")
+
+      # Its leader ends by itself.
+      stream = Stdio.stream!(argv ++ ["--leader-exits", "5"], Stdio.Process, config)
+      {exit, elements} = timed(fn -> Enum.to_list(stream) end)
+      assert elements == [stdout: "ready\n", exit_status: 5]
+      assert_gone(mark, "left alone")
+
+      # Its time is up.
+      stream = Stdio.stream!(argv, Stdio.Process, [timeout: 500] ++ config)
+      {timeout, elements} = timed(fn -> Enum.to_list(stream) end)
+      assert Oracle.terminal!(elements) == {:termsig, :sigkill}
+      assert_gone(mark, "timeout")
+
+      # Its consumer is killed.
+      consumer = spawn(fn -> argv |> Stdio.stream!(Stdio.Process, config) |> Stream.run() end)
+      assert Proc.wait_until(fn -> Proc.find(mark) != [] end)
+      Process.sleep(200)
+      Process.exit(consumer, :kill)
+      killed = Proc.time_until(fn -> Proc.gone?(mark) end, 10_000)
+      assert killed, "alive after its consumer was killed"
+
+      report(
+        "rows 20 and 21, #{program} #{Enum.join(words, " ")}, #{containment}: from start to end " <>
+          "halted #{halt}, left by its leader #{exit}, timeout of 500 #{timeout}; after the " <>
+          "consumer's death #{killed} ms"
+      )
+    end
+  end
+
+  # The terminal element says that nothing is left, so there is nothing to wait for.
+  defp assert_gone(mark, how) do
+    assert Proc.gone?(mark), "#{how}: #{length(Proc.find(mark))} processes are left"
+  end
+
+  test "hoppers whose supervisor is killed", %{mark: mark} do
+    argv = [Proc.fixture("hopper"), mark, "4", "--pause-us", "500"] ++ @life
+    task = aside(fn -> outcome(Stdio.stream!(argv)) end)
+    await_marked(mark, 2)
+    Process.sleep(100)
+    assert Proc.kill(supervisor_of(mark), 9) == :ok
+    assert await(task) == {:termsig, :sigkill}
+    assert_gone(mark, "supervisor killed")
+  end
+end
