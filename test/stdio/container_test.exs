@@ -1,7 +1,5 @@
 defmodule Stdio.ContainerTest do
-  use Stdio.Test.ContainerTests, behaviour: Stdio.Container
-
-  @moduletag :root
+  use Stdio.Test.ContainerTests, behaviour: Stdio.Container, tag: :root
 
   test "ids, groups and PID 1", context do
     assert %{stdout: "uid=65578 gid=65578 groups=65578\n"} = run("id -a", context, uid: 65_578)

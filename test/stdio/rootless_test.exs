@@ -1,7 +1,5 @@
 defmodule Stdio.RootlessTest do
-  use Stdio.Test.ContainerTests, behaviour: Stdio.Rootless
-
-  @moduletag :userns
+  use Stdio.Test.ContainerTests, behaviour: Stdio.Rootless, tag: :userns
 
   alias Stdio.Rootless
 

@@ -1,9 +1,13 @@
 defmodule Stdio.Test.ContainerTests do
-  @moduledoc "What holds for `Stdio.Container` and `Stdio.Rootless` alike."
+  @moduledoc """
+  What holds for `Stdio.Container` and `Stdio.Rootless` alike; `tag` is what they need.
+  """
 
-  defmacro __using__(behaviour: behaviour) do
+  defmacro __using__(behaviour: behaviour, tag: tag) do
     quote do
       use Stdio.Test.ContainerCase, async: false
+      @moduletag unquote(tag)
+
       alias Stdio.OpError
 
       @behaviour_ unquote(behaviour)
