@@ -78,7 +78,7 @@ defmodule Stdio.Op do
         ) :: Stdio.pipeline()
   def task!(%Stdio{init: supervisor}, ops, init, onerror)
       when is_function(init, 1) and is_function(onerror, 1) do
-    {pipeline, task} = fork!(init.(supervisor))
+    {pipeline, task} = fork!(init.(supervisor), init)
 
     with :ok <- alive(task),
          :ok <- Runner.run(task, ops) do
@@ -105,17 +105,26 @@ defmodule Stdio.Op do
       )
   end
 
-  defp fork!({:ok, []}), do: raise(OpError.fork(:eagain))
-  defp fork!({:error, reason}), do: raise(OpError.fork(reason))
+  defp fork!({:ok, []}, _init), do: raise(OpError.fork(:eagain))
 
-  defp fork!({:ok, pipeline} = result) when length(pipeline) > 0 do
+  defp fork!({:error, reason}, init) do
+    raise reason |> OpError.fork() |> OpError.with_hint(hint(init, reason))
+  end
+
+  defp fork!({:ok, pipeline} = result, _init) when length(pipeline) > 0 do
     case List.last(pipeline) do
       %{task: task, pid: _} -> {pipeline, task}
       _ -> shape!(result)
     end
   end
 
-  defp fork!(result), do: shape!(result)
+  defp fork!(result, _init), do: shape!(result)
+
+  # Only the behaviour whose function failed knows what its errors mean.
+  defp hint(init, reason) do
+    {:module, module} = Function.info(init, :module)
+    if function_exported?(module, :__hint__, 1), do: module.__hint__(reason)
+  end
 
   @spec shape!(term) :: no_return
   defp shape!(result) do

@@ -22,6 +22,9 @@ defmodule Stdio.OpError do
   | an op of no known form | `:badop` | what it is, the forms there are, the remaining ops | see `Stdio.Op` |
   | an op raised, threw or exited; there is no such call | `:badop` | the exception, the call, the remaining ops | correct the name or the arguments of the op |
 
+  Where the cause is a setting of the system or a root tree that is not there, the message ends with
+  a sentence on it.
+
   Errno texts are Erlang's (`:file.format_error/1`).
   """
 
@@ -49,7 +52,13 @@ defmodule Stdio.OpError do
       op: op,
       message: "operation returned an error: #{text}\n\n#{call(op)}\n\n#{rest(remaining)}"
     }
+    |> with_hint(Stdio.Container.Hint.op(reason, op))
   end
+
+  @doc "Adds what to do about it as a last paragraph; `nil` adds nothing."
+  @spec with_hint(t, String.t() | nil) :: t
+  def with_hint(error, nil), do: error
+  def with_hint(error, hint), do: %{error | message: "#{error.message}\n#{hint}\n"}
 
   @doc "The call `op` returned `value`, which is none of the results an op may have."
   @spec bad_result(term, op, [term]) :: t

@@ -125,24 +125,33 @@ defmodule Stdio.Syscall.Linux do
     end
   end
 
-  # An unprivileged process may map its group only after giving up setgroups(2).
   defp mapped(task, {uid, gid}) do
-    with :ok <- write(task, "/proc/self/uid_map", "#{uid} #{uid} 1\n"),
-         :ok <- write(task, "/proc/self/setgroups", "deny"),
-         :ok <- write(task, "/proc/self/gid_map", "#{gid} #{gid} 1\n") do
-      Syscall.pipeline({:ok, task})
-    else
+    case map_ids(task, {uid, uid}, {gid, gid}) do
+      :ok ->
+        Syscall.pipeline({:ok, task})
+
       error ->
         Stdio.Task.stop(task)
         error
     end
   end
 
-  defp write(task, path, text) do
-    with {:ok, fd} <- Stdio.Task.open(task, path, [:o_wronly]) do
-      written = Stdio.Task.write(task, fd, text)
-      Stdio.Task.close(task, fd)
-      with {:ok, _size} <- written, do: :ok
-    end
+  @doc false
+  # `task` is the first in a new user namespace; each pair is the id inside and that outside. An
+  # unprivileged process may map its group only after giving up setgroups(2).
+  @spec map_ids(
+          Syscall.task(),
+          {non_neg_integer, non_neg_integer},
+          {non_neg_integer, non_neg_integer}
+        ) ::
+          :ok | {:error, atom}
+  def map_ids(task, {uid, outer_uid}, {gid, outer_gid}) do
+    ops = [
+      {:write_file, ["/proc/self/uid_map", "#{uid} #{outer_uid} 1\n"]},
+      {:write_file, ["/proc/self/setgroups", "deny"]},
+      {:write_file, ["/proc/self/gid_map", "#{gid} #{outer_gid} 1\n"]}
+    ]
+
+    with {:error, %{reason: reason}} <- Stdio.Op.Runner.run(task, ops), do: {:error, reason}
   end
 end

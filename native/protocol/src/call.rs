@@ -6,9 +6,10 @@
 //! The helper's dispatch matches on the enum, so a row without an implementation does not build.
 
 use crate::value::{
-    BadArgument, CloneFlags, Cstruct, Data, FcntlCommand, FileFlags, FromValue, Ignored,
-    IoctlRequest, Limit, Mismatch, MountFlags, Path, PrctlOption, Prio, PtrArg, PtraceRequest,
-    Resource, SeccompFlags, SeccompOperation, Signal, Socket, Text, Timeout, Value, WaitFlags,
+    BadArgument, Capability, CloneFlags, Cstruct, Data, FcntlCommand, FileFlags, FromValue,
+    Ignored, IoctlRequest, Limit, Mismatch, MountFlags, Path, PrctlOption, Prio, PtrArg,
+    PtraceRequest, Resource, SeccompFlags, SeccompOperation, Signal, Socket, Text, Timeout, Value,
+    WaitFlags,
 };
 
 /// A row of the table, for documentation.
@@ -191,6 +192,23 @@ calls! {
     /// Changes the root directory, and nothing else. chroot(2)
     chroot => Chroot(path: Path);
 
+    /// Binds `source` on `target`, which is looked up with `root` as the root directory: no symbolic link in there leads outside. Flags (`:ms_rdonly`, `:ms_nosuid` …) are added to those the source has; `:ms_rec`, or if the kernel insists: with all that is mounted below. open_tree(2), mount_setattr(2)
+    bind_in => BindIn(root: Path, source: Path, target: Path, flags: MountFlags);
+    /// Makes the file `target`, looked up as in `bind_in`, and binds the character device `source` on it, so that nobody can change its mode or owner. `enoent` if there is no such device.
+    device_in => DeviceIn(root: Path, source: Path, target: Path);
+    /// Mounts a new file system on `target`, looked up as in `bind_in`; the data are its options, with commas between them. fsopen(2)
+    mount_in => MountIn(root: Path, fstype: Text, target: Path, flags: MountFlags, data: Data);
+    /// Mounts proc(5) on `target`, looked up as in `bind_in`. Of what the task may write, that which is the whole system's is made read-only (`sys`, `sysrq-trigger`, `irq`, `bus`).
+    proc_in => ProcIn(root: Path, target: Path, flags: MountFlags);
+    /// Adds flags to the mount at `target`, looked up as in `bind_in`. mount_setattr(2)
+    remount_in => RemountIn(root: Path, target: Path, flags: MountFlags);
+    /// Makes a directory; all but its last name is looked up as in `bind_in`. mkdirat(2)
+    mkdir_in => MkdirIn(root: Path, path: Path, mode: u32);
+    /// Makes a symbolic link at `path`; all but its last name is looked up as in `bind_in`. symlinkat(2)
+    symlink_in => SymlinkIn(root: Path, target: Path, path: Path);
+    /// No later program has other capabilities than these, root's included. PR_CAPBSET_DROP, prctl(2)
+    limit_capabilities => LimitCapabilities(keep: Vec<Capability>);
+
     /// `{:ok, fd}`; the program does not inherit it. open(2)
     open => Open(path: Path, flags: FileFlags, mode: u32 = 0);
     /// Closes a descriptor; those of the helper itself are `ebadf`, here and below. close(2)
@@ -199,6 +217,8 @@ calls! {
     read => Read(fd: i32, count: u64);
     /// `{:ok, n}` of one write(2) of at most 65536 bytes.
     write => Write(fd: i32, data: Data);
+    /// Writes to an existing file with one write(2), which must take all of it.
+    write_file => WriteFile(path: Path, data: Data);
     /// Moves the position: 0 from the start, 1 from where it is, 2 from the end. lseek(2)
     lseek => Lseek(fd: i32, offset: i64, whence: i32);
     /// `{:ok, n}`; commands that take an address are `einval`. fcntl(2)

@@ -271,6 +271,8 @@ macro_rules! constants {
 }
 
 constants! {
+    /// `:cap_chown` and its kin.
+    Capability => Cap,
     /// `:prio_process` and its kin.
     Prio => Prio,
     /// `:rlimit_nofile` and its kin.

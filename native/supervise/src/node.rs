@@ -469,6 +469,8 @@ impl Node {
             self.handlers.set(signal, handler);
         }
         self.reported().thread_set_mask()?;
+        // A supervisor from here on: its programs may not look into it (be_born turned it on).
+        nix::sys::prctl::set_dumpable(false)?;
         Ok(Value::Atom("ok".to_owned()))
     }
 

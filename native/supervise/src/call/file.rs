@@ -51,6 +51,16 @@ pub fn write(fd: RawFd, data: &[u8]) -> Result<Value, Errno> {
     ok_value(int(written))
 }
 
+/// One write, as files of proc(5) want it; a part of the data is an error.
+pub fn write_file(path: &Path, data: &[u8]) -> Result<Value, Errno> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let fd = nix::fcntl::open(os(path), flags, Mode::empty())?;
+    match unistd::write(&fd, data)? {
+        written if written == data.len() => ok(),
+        _ => Err(Errno::EIO),
+    }
+}
+
 pub fn lseek(fd: RawFd, offset: i64, whence: i32) -> Result<Value, Errno> {
     sys::lseek(fd, offset, whence)?;
     ok()

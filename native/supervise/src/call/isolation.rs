@@ -1,19 +1,32 @@
 //! Namespaces, mounts, prctl, seccomp, ptrace.
 
-use std::ffi::CString;
-
 use nix::errno::Errno;
 use nix::sched::CloneFlags as Namespaces;
 use nix::unistd::{self, getppid};
 use stdio_protocol::value::{
-    CloneFlags, Cstruct, Data, MountFlags, Path, PtrArg, SeccompFlags, Text, Value,
+    Capability, CloneFlags, Cstruct, Data, MountFlags, Path, PtrArg, SeccompFlags, Text, Value,
 };
 
-use super::{int, ok, os, Context};
+use super::{c_string, int, ok, os, Context};
 use crate::sys::{self, Argument};
 
 pub fn no_new_privs() -> Result<Value, Errno> {
     nix::sys::prctl::set_no_new_privs()?;
+    ok()
+}
+
+/// Also when it is root's. No capability is lost before the next exec.
+pub fn limit_capabilities(keep: &[Capability]) -> Result<Value, Errno> {
+    let bit = |capability: &Capability| {
+        u32::try_from(capability.0)
+            .ok()
+            .and_then(|number| 1_u64.checked_shl(number))
+            .ok_or(Errno::EINVAL)
+    };
+    let keep = keep
+        .iter()
+        .try_fold(0, |set, capability| Ok::<_, Errno>(set | bit(capability)?))?;
+    sys::limit_capabilities(keep)?;
     ok()
 }
 
@@ -60,10 +73,6 @@ pub fn unshare(flags: CloneFlags) -> Result<Value, Errno> {
 pub fn setns(fd: i32, nstype: CloneFlags) -> Result<Value, Errno> {
     sys::setns(fd, nstype.as_int())?;
     ok()
-}
-
-fn c_string(bytes: &[u8]) -> Result<CString, Errno> {
-    CString::new(bytes).map_err(|_| Errno::EINVAL)
 }
 
 /// An empty source, type or data is NULL.

@@ -5,14 +5,16 @@
 //! | `process` | ids, limits, environment, signals, children |
 //! | `isolation` | namespaces, mounts, prctl, seccomp, ptrace |
 //! | `file` | paths, descriptors, sockets |
+//! | `mount` | what is built below a directory that becomes the root |
 
 mod file;
 mod isolation;
+mod mount;
 mod process;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -93,10 +95,20 @@ pub fn apply(call: &Call, context: &mut Context) -> Result<Value, Errno> {
         Call::PivotRoot { new, old } => isolation::pivot_root(new, old),
         Call::Chroot { path } => isolation::chroot(path),
 
+        Call::BindIn { root, source, target, flags } => mount::bind_in(root, source, target, *flags),
+        Call::DeviceIn { root, source, target } => mount::device_in(root, source, target),
+        Call::MountIn { root, fstype, target, flags, data } => mount::mount_in(root, &fstype.0, target, *flags, data),
+        Call::ProcIn { root, target, flags } => mount::proc_in(root, target, *flags),
+        Call::RemountIn { root, target, flags } => mount::remount_in(root, target, *flags),
+        Call::MkdirIn { root, path, mode } => mount::mkdir_in(root, path, *mode),
+        Call::SymlinkIn { root, target, path } => mount::symlink_in(root, target, path),
+        Call::LimitCapabilities { keep } => isolation::limit_capabilities(keep),
+
         Call::Open { path, flags, mode } => file::open(path, *flags, *mode),
         Call::Close { fd } => file::close(context.own(*fd)?),
         Call::Read { fd, count } => file::read(context.own(*fd)?, *count),
         Call::Write { fd, data } => file::write(context.own(*fd)?, &data.0),
+        Call::WriteFile { path, data } => file::write_file(path, &data.0),
         Call::Lseek { fd, offset, whence } => file::lseek(context.own(*fd)?, *offset, *whence),
         Call::Fcntl { fd, command, argument } => file::fcntl(context.own(*fd)?, command.0, *argument),
         Call::Readdir { path } => file::readdir(path),
@@ -130,6 +142,10 @@ fn ok_value(value: Value) -> Result<Value, Errno> {
 
 fn os(path: &Path) -> &OsStr {
     OsStr::from_bytes(&path.0)
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString, Errno> {
+    CString::new(bytes).map_err(|_| Errno::EINVAL)
 }
 
 fn errno(error: std::io::Error) -> Errno {

@@ -7,6 +7,8 @@ mod linux;
 #[cfg(target_os = "linux")]
 mod memory;
 #[cfg(target_os = "linux")]
+mod mount;
+#[cfg(target_os = "linux")]
 mod title;
 #[cfg(target_os = "linux")]
-pub use {calls::*, linux::*, memory::Argument, title::*};
+pub use {calls::*, linux::*, memory::Argument, mount::*, title::*};
