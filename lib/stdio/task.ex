@@ -583,6 +583,10 @@ defmodule Stdio.Task do
   @calls Native.calls()
   @by_hand ~w(fork clone execve execvp fexecve exit filter sigaction setopt getopt setcpid getcpid cpid)a
 
+  # Not filtered, as they work on a program too.
+  @in_the_beam ~w(pidof parent pipeline execed stdin eof stop credit controlling_process stdio)a ++
+                 ~w(rusage cmd sh)a
+
   defp filterable, do: @by_hand ++ for({name, _, _, _} <- @calls, do: String.to_atom(name))
 
   for {name, arguments, optional, doc} <- @calls,
@@ -602,7 +606,7 @@ defmodule Stdio.Task do
   @doc "Makes a call by its name; raises UndefinedFunctionError if there is none such."
   @spec call(t, atom, [term]) :: term
   def call(%__MODULE__{} = task, name, arguments) when is_atom(name) and is_list(arguments) do
-    if name in @by_hand,
+    if name in @by_hand or name in @in_the_beam,
       do: apply(__MODULE__, name, [task | arguments]),
       else: query(task, name, arguments)
   end

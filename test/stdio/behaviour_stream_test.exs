@@ -55,7 +55,13 @@ defmodule Stdio.BehaviourStreamTest do
       ]
 
       for command <- commands do
-        assert {command, run(command, Plain)} == {command, run(command, Stdio.Process)}
+        [own, shipped] =
+          for behaviour <- [Plain, Stdio.Process] do
+            elements = run(command, behaviour)
+            {output(elements), output(elements, :stderr), Oracle.terminal!(elements)}
+          end
+
+        assert {command, own} == {command, shipped}
       end
 
       assert messages() == []
@@ -247,7 +253,9 @@ defmodule Stdio.BehaviourStreamTest do
 
     test "timeout, kill_signal, kill_timeout" do
       line = "trap 'exit 7' TERM; while :; do sleep 0.1; done"
-      assert run(line, Plain, timeout: 300, kill_signal: :sigterm) == [exit_status: 7]
+      # The shell tells of its child's end, on stderr.
+      elements = run(line, Plain, timeout: 300, kill_signal: :sigterm, stderr: :null)
+      assert elements == [exit_status: 7]
       line = "trap '' TERM; while :; do sleep 0.1; done"
 
       assert run(line, Plain, timeout: 200, kill_signal: :sigterm, kill_timeout: 200) ==

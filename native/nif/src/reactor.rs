@@ -167,7 +167,7 @@ impl Shard {
             inbox,
             sessions: HashMap::new(),
             nodes: HashMap::new(),
-            receiver: channel::Receiver::without_fds(),
+            receiver: channel::Receiver::with_body(),
             alarms: BinaryHeap::new(),
             notifier: Notifier::new(),
             launchers: Vec::new(),

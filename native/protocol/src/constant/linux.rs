@@ -553,6 +553,15 @@ pub(super) const SOCKET: Table = names! {
     PF_WQ_WORKER,
     PF_X,
     PF_X25,
+    SOCK_CLOEXEC,
+    SOCK_DCCP,
+    SOCK_DGRAM,
+    SOCK_NONBLOCK,
+    SOCK_PACKET,
+    SOCK_RAW,
+    SOCK_RDM,
+    SOCK_SEQPACKET,
+    SOCK_STREAM,
 };
 
 #[cfg(target_arch = "x86_64")]
