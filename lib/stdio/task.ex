@@ -300,11 +300,22 @@ defmodule Stdio.Task do
 
   `{:error, :ebadf}`: it was closed already.
   """
-  @spec eof(t, stream) :: :ok | {:error, :ebadf | :esrch}
+  @spec eof(t, stream | t | os_pid) :: :ok | {:error, :ebadf | :esrch}
   def eof(task, stream \\ :stdin)
 
   def eof(%__MODULE__{} = task, stream) when stream in [:stdin, :stdout, :stderr],
     do: Native.task_eof(task.ref, stream)
+
+  def eof(%__MODULE__{} = parent, child), do: eof(parent, child, :stdin)
+
+  @doc "As `eof/2`, by the parent and the child's task or process id; `{:error, :esrch}`: none such."
+  @spec eof(t, t | os_pid, stream) :: :ok | {:error, :ebadf | :esrch}
+  def eof(%__MODULE__{} = parent, child, stream) when stream in [:stdin, :stdout, :stderr] do
+    case Enum.find(children(parent), &child?(&1, child)) do
+      nil -> {:error, :esrch}
+      {ref, _map} -> Native.task_eof(ref, stream)
+    end
+  end
 
   ## Introspection
 

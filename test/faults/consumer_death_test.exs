@@ -29,6 +29,11 @@ defmodule Stdio.Faults.ConsumerDeathTest do
       slow: fn -> fill |> Stdio.stream!() |> Stream.each(fn _ -> Process.sleep(5) end) end,
       fed: fn -> Stdio.pipe!(endless, [Proc.fixture("digest"), mark]) end,
       blocked: fn -> Stdio.pipe!(endless, [Proc.fixture("never-read"), mark]) end,
+      # A feeder that has nothing to write, ever.
+      waiting: fn ->
+        never = Stream.repeatedly(fn -> Process.sleep(:infinity) end)
+        Stdio.pipe!(never, [Proc.fixture("never-read"), mark])
+      end,
       # The feeder of the second is the consumer of the first.
       nested: fn ->
         input = fill |> Stdio.stream!() |> Stream.map(fn {_, chunk} -> chunk end)
@@ -40,6 +45,7 @@ defmodule Stdio.Faults.ConsumerDeathTest do
   # Kills `count` consumers, each so many microseconds after its start, some of them at a time.
   defp kill_consumers(mark, count, delay) do
     kinds = streams(mark)
+    processes = Process.list()
 
     1..count
     |> Task.async_stream(
@@ -57,6 +63,8 @@ defmodule Stdio.Faults.ConsumerDeathTest do
 
     {time, gone?} = timed(fn -> Proc.wait_until(fn -> Proc.gone?(mark) end) end)
     assert gone?
+    # Their feeders too.
+    assert Proc.wait_until(fn -> Process.list() -- processes == [] end)
     time
   end
 
@@ -94,7 +102,7 @@ defmodule Stdio.Faults.ConsumerDeathTest do
   end
 
   # The others never say a word, or take a minute to go.
-  @talkative [:tree, :stopped, :flood, :slow, :blocked]
+  @talkative [:tree, :stopped, :flood, :slow, :blocked, :waiting]
 
   test "halts, raises, throws, exits: back when the tree is gone, nothing in the mailbox",
        context do

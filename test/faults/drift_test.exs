@@ -36,9 +36,15 @@ defmodule Stdio.Faults.DriftTest do
     end
   end
 
-  # The last supervisor may be on its way out.
+  # The last supervisor may be on its way out, and the next spare on its way in: settled is what
+  # looks the same twice.
   defp settle(launcher) do
-    assert Proc.wait_until(fn -> match?([_], supervisors(launcher)) end)
+    assert Proc.wait_until(fn ->
+             look = fn -> {supervisors(launcher), Enum.sort(Proc.descendants())} end
+             {first, _} = seen = look.()
+             Process.sleep(20)
+             match?([_], first) and look.() == seen
+           end)
   end
 
   @counts [:fds, :threads, :descendants, :launcher_fds]

@@ -3,8 +3,6 @@ defmodule Stdio.DeadlineTest do
   # apart what is orders of magnitude away, as nothing else can be told on a loaded machine.
   use Stdio.Test.StreamCase
 
-  alias Stdio.Test.Fault
-
   @moduletag timeout: 30_000
   @soon 10_000
 
@@ -84,8 +82,7 @@ defmodule Stdio.DeadlineTest do
     # strace holds the program's exec back, so a clock that starts earlier runs out before.
     @tag :root
     @tag :strace
-    test "is counted from exec on" do
-      launcher = Fault.launcher()
+    test "is counted from exec on", %{launcher: launcher} do
       tracer = fn -> Proc.status(launcher)["tracerpid"] end
       inject = ~w(-f -q -o /dev/null -e trace=execve -e inject=execve:delay_enter=900000)
 

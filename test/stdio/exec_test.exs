@@ -202,6 +202,7 @@ defmodule Stdio.ExecTest do
       assert search("program", [second, first]) |> output() == "second\n"
       assert search("program", ["", second], path: first) |> output() == "first\n"
       assert search("program", ["/nonexistent", ""], path: first) |> output() == "first\n"
+      assert search("program", [""], path: first) |> output() == "first\n"
       assert search_error("program", ["", "/nonexistent"], path: dir) == :enoent
     end
 

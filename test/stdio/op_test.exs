@@ -1,18 +1,16 @@
 defmodule Stdio.OpTest do
-  # With the stand-in for Stdio.Task of test/support/fake_task.ex; to be moved to real tasks when
-  # it goes.
-  use ExUnit.Case, async: true
-  @moduletag :fake_task
+  use Stdio.Test.StreamCase
 
   import ExUnit.CaptureLog
-  alias Stdio.{Op, OpError}
+  import Stdio.Test.Tasks, only: [root!: 0, fork!: 1, drain: 0]
+  alias Stdio.{Op, OpError, Task}
 
   setup do
-    sh = Stdio.Task.new()
-    Stdio.Task.answers(%{})
-
-    pipeline = [%{task: Stdio.Task.new(), pid: 4710}, %{task: sh, pid: 4711}]
-    %{supervisor: %Stdio{init: Stdio.Task.new()}, sh: sh, pipeline: pipeline}
+    root = root!()
+    outer = fork!(root)
+    sh = fork!(outer)
+    pipeline = Enum.map([outer, sh], &Stdio.ProcessTree.task/1)
+    %{supervisor: %Stdio{init: root}, sh: sh, pipeline: pipeline}
   end
 
   defp task!(context, ops, result \\ nil) do
@@ -25,17 +23,14 @@ defmodule Stdio.OpTest do
   defp error(context, ops, result \\ nil),
     do: assert_raise(OpError, fn -> task!(context, ops, result) end)
 
-  defp onerrors do
-    receive do
-      {:onerror, task} -> [task | onerrors()]
-    after
-      0 -> []
-    end
-  end
+  defp onerrors, do: for({:onerror, task} <- drain(), do: task)
 
   test "returns the pipeline; ops run in its last task", %{sh: sh} = context do
-    assert task!(context, setsid: [], chdir: ["/"]) == context.pipeline
-    assert [{:pidof, [^sh]}, {:setsid, [^sh]}, {:chdir, [^sh, "/"]}] = Stdio.Task.calls()
+    assert task!(context, setsid: [], chdir: ["/tmp"]) == context.pipeline
+    assert Task.getcwd(sh) == {:ok, "/tmp"}
+    assert Task.getsid(sh, 0) == {:ok, Task.pidof(sh)}
+    [%{task: outer}, _] = context.pipeline
+    assert Task.getcwd(outer) == Task.getcwd(context.supervisor.init)
     assert onerrors() == []
   end
 
@@ -43,19 +38,20 @@ defmodule Stdio.OpTest do
     assert task!(context, []) == context.pipeline
   end
 
-  test "init failed: no onerror, no op", context do
-    assert %{reason: :eagain, op: nil} = error(context, [setsid: []], {:ok, []})
-    assert %{reason: :eperm, op: nil} = error(context, [setsid: []], {:error, :eperm})
+  test "init failed: no onerror, no op", %{sh: sh} = context do
+    before = Task.getcwd(sh)
+    assert %{reason: :eagain, op: nil} = error(context, [chdir: ["/tmp"]], {:ok, []})
+    assert %{reason: :eperm, op: nil} = error(context, [chdir: ["/tmp"]], {:error, :eperm})
 
     assert Exception.message(error(context, [], {:error, :eperm})) ==
              "error attempting to fork subprocess: insufficient permissions (eperm)\n"
 
-    assert Stdio.Task.calls() == []
+    assert Task.getcwd(sh) == before
     assert onerrors() == []
   end
 
-  test "init of another shape is a sentence", context do
-    for result <- [:ok, {:ok, :task}, {:ok, [Stdio.Task.new()]}, {:ok, [1 | 2]}] do
+  test "init of another shape is a sentence", %{sh: sh} = context do
+    for result <- [:ok, {:ok, :task}, {:ok, [sh]}, {:ok, [1 | 2]}] do
       assert_raise ArgumentError, ~r/init\/1 gives must return .*got: /s, fn ->
         task!(context, [], result)
       end
@@ -63,15 +59,12 @@ defmodule Stdio.OpTest do
   end
 
   test "a dead task", %{sh: sh} = context do
-    Stdio.Task.answers(%{pidof: :noproc})
+    assert Task.stop(sh) == :ok
     assert error(context, setsid: []) == OpError.fork(:einval)
-    assert Stdio.Task.calls() == [{:pidof, [sh]}]
     assert onerrors() == [sh]
   end
 
   test "a failed op: onerror once, with the last task", %{sh: sh} = context do
-    Stdio.Task.answers(%{chdir: {:error, :enoent}})
-
     assert error(context, [{:chdir, ["/nonexistent"]}, {:setsid, []}]) ==
              OpError.failed(:enoent, {Stdio.Task, :chdir, [sh, "/nonexistent"]}, setsid: [])
 
@@ -85,8 +78,29 @@ defmodule Stdio.OpTest do
     end
   end
 
+  test "levels, branches, errors passed over, the state", %{sh: sh} = context do
+    me = self()
+    told = fn name -> fn value -> send(me, {name, value}) && :ok end end
+
+    ops = [
+      {:getcwd, []},
+      [{:chdir, ["/nonexistent"], errexit: false}, {:chdir, ["/tmp"]}],
+      {:rmdir, ["/nonexistent"], ignore: [:enoent]},
+      {:getuid, [], transform: fn uid -> [{:setenv, ["UID", "#{uid}", 1]}] end},
+      {:getenv, ["UID"], transform: told.(:uid)},
+      {:environ, [], transform: told.(:environ)},
+      [{:gethostname, []}]
+    ]
+
+    assert task!(context, ops) == context.pipeline
+    uid = "#{Task.getuid(sh)}"
+    assert_received {:uid, ^uid}
+    assert_received {:environ, environ}
+    assert "UID=#{uid}" in environ
+    assert Task.getcwd(sh) == {:ok, "/tmp"}
+  end
+
   test "a failing onerror does not hide the failure", context do
-    Stdio.Task.answers(%{chdir: {:error, :enoent}})
     init = fn _ -> {:ok, context.pipeline} end
 
     for {fail, text} <- [
@@ -96,10 +110,9 @@ defmodule Stdio.OpTest do
         ] do
       log =
         capture_log(fn ->
-          assert %{reason: :enoent} =
-                   assert_raise(OpError, fn ->
-                     Op.task!(context.supervisor, [chdir: ["/"]], init, fail)
-                   end)
+          ops = [chdir: ["/nonexistent"]]
+          run = fn -> Op.task!(context.supervisor, ops, init, fail) end
+          assert %{reason: :enoent} = assert_raise(OpError, run)
         end)
 
       assert log =~ "onerror of a Stdio behaviour failed"

@@ -1,111 +1,118 @@
 defmodule Stdio.ProcessTest do
-  # With the stand-ins of test/support/fake_task.ex; to be moved to real tasks when they go.
-  use ExUnit.Case, async: true
-  @moduletag :fake_task
+  use Stdio.Test.StreamCase
+  import Stdio.Test.Tasks, only: [root!: 0, fork!: 1, sh!: 3, sleeper!: 2, events: 1]
 
-  alias Stdio.{OpError, ProcessTree}
+  alias Stdio.{AtExit, OpError, ProcessTree, Task}
 
   setup do
-    Stdio.Task.answers(%{})
-    sh = Stdio.Task.new()
-    supervisor = %Stdio{init: Stdio.Task.new()}
-    pipeline = [%{task: Stdio.Task.new(), pid: 4710}, %{task: sh, pid: 4711}]
-    %{sh: sh, tree: %ProcessTree{supervisor: supervisor, pipeline: pipeline}}
+    assert {:ok, supervisor} = Stdio.supervisor()
+    %{supervisor: supervisor, init: supervisor.init}
   end
 
-  test "task: a supervisor of its own, with the containment asked for" do
-    for config <- [[], [containment: :auto], [containment: :pid_namespace]] do
-      Stdio.Task.answers(%{})
-      assert {:ok, %Stdio{}} = Stdio.Process.task(config)
-      assert Stdio.Task.calls() == [{:supervisor, [:shutdown, :default, []]}]
+  defp tree(supervisor, task),
+    do: %ProcessTree{supervisor: supervisor, pipeline: [ProcessTree.task(task)]}
+
+  # A program that leads a group of two.
+  defp group!(init, mark) do
+    task = fork!(init)
+    Task.setcpid(task, :flowcontrol, -1)
+    assert {:ok, _} = Task.setsid(task)
+    line = "sh -c 'sleep 1000; :' #{mark} & echo ready; sleep 1000; :"
+    assert Task.execve(task, ["/bin/sh", "-c", line, mark], ["PATH=/bin:/usr/bin"]) == :ok
+    assert_receive {:stdout, ^task, "ready\n"}, 10_000
+    task
+  end
+
+  test "task: a supervisor of its own" do
+    for config <-
+          [[], [containment: :auto], [containment: :pid_namespace]] ++
+            [[containment: :best_effort]] do
+      assert {:ok, %Stdio{init: init, atexit: :shutdown, state: %{}}} = Stdio.Process.task(config)
+      assert Task.parent(init) == :noproc
+      assert Proc.stat(Task.pidof(init)).name == "Supervise"
+      assert_raise UndefinedFunctionError, fn -> Task.chdir(init, "/") end
+      assert Task.stop(init) == :ok
     end
-
-    for containment <- [:cgroup, :best_effort] do
-      Stdio.Task.answers(%{supervisor: {:error, :enotsup}})
-      assert Stdio.Process.task(containment: containment) == {:error, :enotsup}
-      assert [{:supervisor, [:shutdown, filter, opts]}] = Stdio.Task.calls()
-      assert opts == [containment: containment]
-      assert {:allow, [:close, :exit, :fork | _]} = filter
-    end
   end
 
-  test "init: what the system's subprocess gives", %{tree: tree} do
-    init = Stdio.Process.init(net: :none)
-    assert {:ok, [%{task: task, pid: 4711}]} = init.(tree.supervisor.init)
-    assert [{:subprocess, [[net: :none]]}, {:fork, _}, {:pidof, [^task]}] = Stdio.Task.calls()
+  test "init: one process below the supervisor", %{init: init} do
+    assert {:ok, [%{task: task, pid: pid}]} = Stdio.Process.init([]).(init)
+    assert Task.pidof(task) == pid
+    assert Task.parent(task) == init
   end
 
-  test "onerror stops the task", %{sh: sh} do
-    assert Stdio.Process.onerror([]).(sh) == :ok
-    assert Stdio.Task.calls() == [{:stop, [sh]}]
+  test "onerror stops the task", %{init: init, mark: mark} do
+    task = group!(init, mark)
+    assert Stdio.Process.onerror([]).(task) == :ok
+    assert Task.pidof(task) == :noproc
+    assert Proc.wait_until(fn -> Proc.find(mark) == [] end)
+    assert messages() == []
   end
 
   describe "onexit" do
-    test "running: SIGKILL to its group, from the supervisor", %{tree: tree, sh: sh} do
-      assert Stdio.Process.onexit([]).(tree) == true
-      init = tree.supervisor.init
-      assert Stdio.Task.calls() == [{:pidof, [sh]}, {:kill, [init, -4711, :sigkill]}]
+    test "running: SIGKILL to its group", %{supervisor: supervisor, mark: mark} do
+      task = group!(supervisor.init, mark)
+      assert Stdio.Process.onexit([]).(tree(supervisor, task)) == true
+      assert [termsig: :sigkill] = events(task)
+      assert Proc.wait_until(fn -> Proc.find(mark) == [] end)
     end
 
-    test "it leads no group: SIGKILL to its pid", %{tree: tree} do
-      Stdio.Task.answers(%{kill: fn _, pid, _ -> if pid < 0, do: {:error, :esrch}, else: :ok end})
-      assert Stdio.Process.onexit([]).(tree) == true
-      assert [{:kill, [_, -4711, _]}, {:kill, [_, 4711, _]}] = tl(Stdio.Task.calls())
+    test "it leads no group: SIGKILL to its pid", %{supervisor: supervisor, mark: mark} do
+      task = sleeper!(supervisor.init, mark)
+      assert Stdio.Process.onexit([]).(tree(supervisor, task)) == true
+      assert [termsig: :sigkill] = events(task)
     end
 
-    test "ended: no signal goes to a pid that may be another's", %{tree: tree, sh: sh} do
-      Stdio.Task.answers(%{pidof: :noproc})
+    test "ended: no signal", %{supervisor: supervisor, mark: mark} do
+      task = sleeper!(supervisor.init, mark)
+      tree = tree(supervisor, task)
+      assert Task.stop(task) == :ok
       assert Stdio.Process.onexit([]).(tree) == false
-      assert Stdio.Task.calls() == [{:pidof, [sh]}]
     end
 
-    test "nothing was started", %{tree: tree} do
-      assert Stdio.Process.onexit([]).(%{tree | pipeline: []}) == false
-      assert Stdio.Task.calls() == []
+    test "nothing was started", %{supervisor: supervisor} do
+      assert Stdio.Process.onexit([]).(%ProcessTree{supervisor: supervisor}) == false
     end
   end
 
-  test "signal: the group, else the process; one that is gone is no error", %{sh: sh} do
-    kill = fn group, process ->
-      Stdio.Task.answers(%{kill: fn _, pid, _ -> if pid < 0, do: group, else: process end})
-      result = Stdio.Process.signal(sh, 5, :sigterm)
-      {result, for({:kill, [^sh, pid, :sigterm]} <- Stdio.Task.calls(), do: pid)}
-    end
+  test "signal: the group, else the process; one that is gone is no error", %{mark: mark} do
+    # Of a task that leads no group, the group does not exist.
+    root = root!()
+    task = sleeper!(root, mark)
+    pid = Task.pidof(task)
+    assert Stdio.Process.signal(root, pid, :sigterm) == :ok
+    assert events(task) == [termsig: :sigterm]
+    assert Stdio.Process.signal(root, pid, :sigterm) == :ok
 
-    esrch = {:error, :esrch}
-    eperm = {:error, :eperm}
-    assert kill.(:ok, :ok) == {:ok, [-5]}
-    assert kill.(esrch, :ok) == {:ok, [-5, 5]}
-    assert kill.(esrch, esrch) == {:ok, [-5, 5]}
-    assert kill.(eperm, :ok) == {eperm, [-5]}
-    assert kill.(esrch, eperm) == {eperm, [-5, 5]}
+    task = group!(root, mark)
+    assert Stdio.Process.signal(root, Task.pidof(task), :SIGKILL) == :ok
+    assert [termsig: :sigkill] = events(task)
+    assert Proc.wait_until(fn -> Proc.find(mark) == [] end)
+    assert Stdio.Process.signal(root, Task.pidof(root), 99) == {:error, :einval}
   end
 
-  test "signal: no pid that means a group", %{sh: sh} do
+  test "signal: no pid that means a group", %{init: init} do
     for pid <- [0, -1, -5, :noproc] do
-      assert_raise FunctionClauseError, fn -> Stdio.Process.signal(sh, pid, :sigterm) end
+      assert_raise FunctionClauseError, fn -> Stdio.Process.signal(init, pid, :sigterm) end
     end
-
-    assert Stdio.Task.calls() == []
   end
 
-  test "alive?", %{sh: sh} do
-    assert Stdio.Process.alive?(sh)
-    Stdio.Task.answers(%{pidof: :noproc})
-    refute Stdio.Process.alive?(sh)
+  test "alive?", %{init: init, mark: mark} do
+    task = fork!(init)
+    assert Stdio.Process.alive?(task)
+    task = sleeper!(init, mark)
+    assert Stdio.Process.alive?(task)
+    assert Task.stop(task) == :ok
+    refute Stdio.Process.alive?(task)
   end
 
-  test "__setugid__: a branch for root, nothing for others", %{sh: sh} do
-    setugid = fn answer ->
-      Stdio.Task.answers(%{getresuid: answer})
-      Stdio.Process.__setugid__(sh, 10, 20, [30])
-    end
-
-    assert setugid.({:ok, 1000, 0, 0}) ==
-             [setgroups: [[30]], setresgid: [20, 20, 20], setresuid: [10, 10, 10]]
-
-    assert setugid.({:ok, 0, 1000, 0}) == []
-    assert setugid.({:error, :esrch}) == {:error, :esrch}
+  test "__setugid__: a branch for root, nothing for others" do
+    task = fork!(root!())
+    branch = [setgroups: [[30]], setresgid: [20, 20, 20], setresuid: [10, 10, 10]]
+    expected = if root?(), do: branch, else: []
+    assert Stdio.Process.__setugid__(task, 10, 20, [30]) == expected
+    assert Task.stop(task) == :ok
+    assert Stdio.Process.__setugid__(task, 10, 20, [30]) == {:error, :esrch}
   end
 
   test "options: none of its own" do
@@ -117,67 +124,44 @@ defmodule Stdio.ProcessTest do
       assert %ProcessTree{} == %{__struct__: ProcessTree, supervisor: %Stdio{}, pipeline: []}
     end
 
-    test "task: the entry of a pipeline; a dead one is an OpError", %{sh: sh} do
-      assert ProcessTree.task(sh) == %{task: sh, pid: 4711}
-
-      Stdio.Task.answers(%{pidof: :noproc})
-      error = assert_raise OpError, fn -> ProcessTree.task(sh) end
-      assert error == OpError.fork(:einval)
+    test "task: the entry of a pipeline; a dead one is an OpError", %{init: init} do
+      task = fork!(init)
+      assert ProcessTree.task(task) == %{task: task, pid: Task.pidof(task)}
+      assert Task.stop(task) == :ok
+      assert assert_raise(OpError, fn -> ProcessTree.task(task) end) == OpError.fork(:einval)
     end
   end
 
   describe "AtExit" do
-    alias Stdio.AtExit
-
-    setup %{tree: tree} do
-      run = fn atexit, answers ->
-        Stdio.Task.answers(answers)
-        supervisor = %{tree.supervisor | atexit: atexit, state: %{a: 1}}
-        AtExit.run(supervisor, tree.pipeline)
-      end
-
-      %{run: run, init: tree.supervisor.init}
-    end
-
-    test ":shutdown reaps, then stops", %{run: run, init: init, tree: tree} do
-      for answer <- [:ok, {:error, :etimedout}] do
-        assert run.(:shutdown, %{reap: answer}) == :ok
-        assert [{:reap, [reaped, :SIGKILL]}, {:stop, [^init]}] = Stdio.Task.calls()
-        assert %ProcessTree{pipeline: pipeline, supervisor: %Stdio{init: ^init}} = reaped
-        assert pipeline == tree.pipeline
+    test ":shutdown and :noreap: all is gone", %{mark: mark} do
+      for atexit <- [:shutdown, :noreap] do
+        assert {:ok, supervisor} = Stdio.supervisor(atexit)
+        task = sh!(supervisor.init, "setsid sh -c 'sleep 1000; :' #{mark} & sleep 1000; :", mark)
+        assert Proc.wait_until(fn -> length(Proc.find(mark)) >= 2 end)
+        assert AtExit.run(supervisor, [ProcessTree.task(task)]) == :ok
+        assert Proc.find(mark) == []
+        assert Task.pidof(supervisor.init) == :noproc
       end
     end
 
-    test ":shutdown stops even if reap raises", %{run: run, init: init} do
-      assert_raise RuntimeError, fn ->
-        run.(:shutdown, %{reap: fn _, _ -> raise "oops" end})
-      end
-
-      assert [{:reap, _}, {:stop, [^init]}] = Stdio.Task.calls()
+    test ":noshutdown does nothing", %{supervisor: supervisor, mark: mark} do
+      task = sleeper!(supervisor.init, mark)
+      assert AtExit.run(%{supervisor | atexit: :noshutdown}, [ProcessTree.task(task)]) == :ok
+      assert Stdio.Process.alive?(task)
     end
 
-    test ":noreap stops, :noshutdown does nothing", %{run: run, init: init} do
-      assert run.(:noreap, %{}) == :ok
-      assert Stdio.Task.calls() == [{:stop, [init]}]
-
-      assert run.(:noshutdown, %{}) == :ok
-      assert Stdio.Task.calls() == []
-    end
-
-    test "a function gets task, pipeline and state", %{run: run, init: init, tree: tree} do
+    test "a function gets task, pipeline and state", %{supervisor: supervisor, init: init} do
       me = self()
-      assert run.(fn init, pipeline, state -> send(me, {init, pipeline, state}) end, %{}) == :ok
-      pipeline = tree.pipeline
-      assert_received {^init, ^pipeline, %{a: 1}}
-      assert Stdio.Task.calls() == []
+      atexit = fn init, pipeline, state -> send(me, {init, pipeline, state}) end
+      assert AtExit.run(%{supervisor | atexit: atexit, state: %{a: 1}}, [:pipeline]) == :ok
+      assert_received {^init, [:pipeline], %{a: 1}}
+      assert Stdio.Process.alive?(init)
     end
 
     test "no supervisor, nothing to do" do
       for atexit <- [:shutdown, :noreap, :noshutdown] do
         assert AtExit.run(%Stdio{atexit: atexit}, []) == :ok
       end
-
-      assert Stdio.Task.calls() == []
     end
   end
 end

@@ -96,7 +96,9 @@ defmodule Stdio.Test.Peer do
     own = [:code.root_dir(), Application.app_dir(:elixir, "../..")]
     roots = Enum.map(own, &(&1 |> to_string() |> Path.expand() |> Kernel.<>("/")))
 
-    for path <- :code.get_path(),
+    # The current directory is on the path too. If its name is that of an application (a checkout
+    # called "stdio"), the peer would take it for that.
+    for path <- :code.get_path() -- ['.'],
         path = path |> to_string() |> Path.expand(),
         not String.starts_with?(path, roots),
         File.dir?(path),

@@ -10,6 +10,7 @@ defmodule Stdio.Test.StreamCase do
 
   | key | |
   |---|---|
+  | `:launcher` | its pid |
   | `:mark` | to put into the arguments of programs, see `Stdio.Test.Proc` |
   | `:dir` | with `@tag :dir`, a directory that programs under any uid may read and write |
   """
@@ -26,9 +27,16 @@ defmodule Stdio.Test.StreamCase do
     end
   end
 
+  setup_all do
+    %{launcher: Fault.warm_up()}
+  end
+
   setup context do
-    # What stays between streams has to be there before anything is counted.
-    Fault.warm_up()
+    # What stays between streams has to be there before anything is counted: the launcher, and one
+    # spare supervisor, which is forked when the last one was used.
+    Proc.wait_until(fn -> match?([_], Fault.supervisors(context.launcher)) end) ||
+      Fault.warm_up()
+
     mark = Proc.mark()
     before = Oracle.snapshot()
     on_exit(fn -> clean!(before, mark) end)

@@ -131,7 +131,9 @@ impl Launcher {
         if outbox.len() == 1 {
             self.send_queued(&mut outbox)?;
         }
-        if !outbox.is_empty() {
+        if let Some((_, control)) = outbox.back_mut() {
+            // It may take a while.
+            *control = control.take().map(fd::keep_out_of_the_way);
             reactor::flush_launcher_soon();
         }
         Ok(())
@@ -263,6 +265,8 @@ fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
     let socket = fd::keep_out_of_the_way(socket);
     let (said, says) = fd::pipe()?;
     let pid = spawn(&argv, &theirs, &says)?;
+    // At once: where SIGCHLD is ignored, the number is free again as soon as it ends.
+    let process = fd::pidfd(pid);
     drop((theirs, says));
     let launcher = Launcher {
         socket,
@@ -279,16 +283,26 @@ fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
         version: VERSION.as_bytes().to_vec().into(),
         nofile,
     };
-    match launcher
-        .send(&hello, None)
-        .and_then(|()| greeting(&launcher.socket))
-    {
+    let greeted = match launcher.send(&hello, None) {
+        // It has ended before a word was said, on either side.
+        Err(Errno::EPIPE | Errno::ECONNRESET) => Err(Errno::EPROTO),
+        sent => sent.and_then(|()| greeting(&launcher.socket)),
+    };
+    match greeted {
         Ok(()) => Ok(Arc::new(launcher)),
-        // The socket closes with `launcher`, and the helper ends with its socket.
-        Err(errno) => Err(LaunchError {
-            errno,
-            said: read_all(said),
-        }),
+        // The socket closes with `launcher`, and a helper ends with its socket; whatever else was
+        // found in its place need not.
+        Err(errno) => {
+            if let Some(process) = &process {
+                fd::kill(process);
+            }
+            // Collected if it is a zombie by now; where it is not, nobody waits for it.
+            launcher.reaped();
+            Err(LaunchError {
+                errno,
+                said: read_all(said),
+            })
+        }
     }
 }
 

@@ -605,12 +605,20 @@ impl Served<'_> {
         After::Alarm(Duration::from_millis(escalation.grace_ms), Alarm::Grace)
     }
 
-    /// Rule 3. What they were is the subreaper's now.
+    /// Rule 3. What they were is the subreaper's now. All below it at once, so that who waits for
+    /// its end finds no task of its tree alive.
     fn end_children(&mut self, children: &[TaskId]) {
         let node = self.node().clone();
         let mut pids = Vec::new();
-        for child in children.iter().filter_map(|child| find(*child)) {
-            pids.extend(child.node.lock().pid);
+        let mut next = children.to_vec();
+        while let Some(id) = next.pop() {
+            let Some(child) = find(id) else {
+                continue;
+            };
+            let inner = child.node.lock();
+            pids.extend(inner.pid.filter(|_| children.contains(&child.node.id)));
+            next.extend(&inner.children);
+            drop(inner);
             node.shard.command(Command::NodeExited(
                 child.node.id,
                 Exit::Signal(libc::SIGKILL),
@@ -716,8 +724,10 @@ impl Served<'_> {
         if let (Some(exit), Some(listener), true) = (exit, listener, wanted) {
             self.notifier.terminal(&listener, self.handle, exit);
         }
-        for stopper in &stoppers {
-            self.notifier.stopped(stopper);
+        // Behind the ends of its children.
+        for stopper in stoppers {
+            let handle = self.handle.clone();
+            node.shard.command(Command::StopNode(handle, stopper));
         }
         if let Some(parent) = parent {
             parent.node.lock().children.retain(|task| *task != node.id);

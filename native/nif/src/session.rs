@@ -35,6 +35,8 @@ const OVERTAKEN_DEADLINE: Duration = Duration::from_secs(10);
 /// Chunks; then other sessions have their turn, and a program that never stops writing does not
 /// hold up the message that ends it.
 const DISCARDED_AT_ONCE: usize = 16;
+/// For the end of the launcher's socket to be noticed, after that of a supervisor's.
+const DOUBT: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(2);
 
 /// What an I/O thread is woken for at a set time. `Flush` and `Reap` concern launchers.
@@ -50,6 +52,8 @@ pub enum Alarm {
     Deadline,
     /// A task's program has had its grace.
     Grace,
+    /// A program died in set-up, and by now it is known whether the launcher did.
+    Doubt,
     /// Nor did the message that ends the program.
     Terminate(Escalation),
     /// The supervisor should have ended its tree.
@@ -143,6 +147,8 @@ pub struct Progress {
     root_gone: bool,
     /// An alarm has been set for an end that should come by itself.
     overdue: bool,
+    /// The reason of a death in set-up was waited for.
+    doubted: bool,
     /// Nobody listens: the owner is dead.
     orphaned: bool,
     /// The consumer has turned away: what comes is read and dropped.
@@ -274,7 +280,12 @@ impl Session {
                 self.root = None;
                 self.progress.root_gone = true;
             }
-            Alarm::Escaped | Alarm::Deadline | Alarm::Grace | Alarm::Flush | Alarm::Reap => {}
+            Alarm::Doubt
+            | Alarm::Escaped
+            | Alarm::Deadline
+            | Alarm::Grace
+            | Alarm::Flush
+            | Alarm::Reap => {}
         }
         self.settle(notifier)
     }
@@ -432,7 +443,15 @@ impl Session {
             };
         };
         if self.progress.pid.is_none() {
-            self.fail(Failure::DiedInSetup { exit });
+            // If the launcher is dying, that was the reason; its end may be noticed a little later.
+            if !std::mem::replace(&mut self.progress.doubted, true) {
+                return After::Alarm(DOUBT, Alarm::Doubt);
+            }
+            self.fail(if self.launcher.is_alive() {
+                Failure::DiedInSetup { exit }
+            } else {
+                Failure::LauncherLost
+            });
         }
         self.finish(notifier)
     }

@@ -126,7 +126,7 @@ impl Connections {
             }
         }
         Ok(Self {
-            task,
+            task: fd::keep_out_of_the_way(task),
             stdin,
             stdout: ours(stdout)?,
             stderr,
@@ -249,7 +249,15 @@ fn send_start(launcher: &Launcher, unsent: Unsent) -> Result<(Root, Option<Unsen
         let root = launcher.root()?;
         match unsent.send(&root.socket) {
             Ok(()) => return Ok((root, None)),
-            Err(error) if is_busy(error.errno()) => return Ok((root, Some(unsent))),
+            Err(error) if is_busy(error.errno()) => {
+                // It may take a while.
+                let fds = unsent.fds.into_iter().map(fd::keep_out_of_the_way);
+                let unsent = Unsent {
+                    fds: fds.collect(),
+                    ..unsent
+                };
+                return Ok((root, Some(unsent)));
+            }
             // It died while it waited; the next one is new.
             Err(_) if root.spare => {}
             Err(error) => return Err(error.errno()),

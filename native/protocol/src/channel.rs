@@ -255,7 +255,8 @@ impl Receiver {
                     fds.extend(sys::own_received(raw));
                 }
             }
-            if received.flags.contains(MsgFlags::MSG_TRUNC) {
+            let too_long = received.bytes > MAX_INLINE;
+            if too_long || received.flags.contains(MsgFlags::MSG_TRUNC) {
                 return Err(Error::BadDatagram("too long"));
             }
             if fds.len() > MAX_FDS {

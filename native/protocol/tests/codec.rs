@@ -18,8 +18,9 @@ use stdio_protocol::channel::MAX_BODY;
 use stdio_protocol::codec::{decode, encode};
 use stdio_protocol::constant::{lookup, Family};
 use stdio_protocol::message::{
-    Escalation, Exec, Exit, FromLauncher, FromRoot, FromTask, Namespaces, Plan, Stage, Start, Step,
-    ToLauncher, ToRoot, Usage,
+    Escalation, Exec, Exit, Filter, FromLauncher, FromNode, FromRoot, FromTask, Handler,
+    Namespaces, Plan, Program, Redirect, Refusal, Setting, Stage, Start, Step, ToLauncher, ToNode,
+    ToRoot, Usage,
 };
 use stdio_protocol::value::{BadArgument, Limit, Prio, Signal, Value};
 
@@ -90,6 +91,7 @@ fn decode_as_everything(bytes: &[u8]) {
     check_total::<ToRoot>(bytes);
     check_total::<FromRoot>(bytes);
     check_total::<FromTask>(bytes);
+    check_total::<FromNode>(bytes);
     check_total::<Value>(bytes);
 }
 
@@ -249,6 +251,7 @@ fn to_launcher() -> impl Strategy<Value = ToLauncher> {
         (bytes(), limit()).prop_map(|(version, nofile)| ToLauncher::Hello { version, nofile }),
         any::<u64>().prop_map(|id| ToLauncher::Fork { id }),
         any::<u64>().prop_map(|id| ToLauncher::Kill { id }),
+        any::<u64>().prop_map(|id| ToLauncher::Report { id }),
     ]
 }
 
@@ -256,7 +259,11 @@ fn from_launcher() -> impl Strategy<Value = FromLauncher> {
     prop_oneof![
         bytes().prop_map(|version| FromLauncher::Hello { version }),
         (any::<u64>(), any::<i32>()).prop_map(|(id, errno)| FromLauncher::ForkFailed { id, errno }),
-        any::<u64>().prop_map(|id| FromLauncher::Exited { id }),
+        (any::<u64>(), exit(), usage()).prop_map(|(id, exit, usage)| FromLauncher::Exited {
+            id,
+            exit,
+            usage
+        }),
     ]
 }
 
@@ -264,6 +271,129 @@ fn to_root() -> impl Strategy<Value = ToRoot> {
     prop_oneof![
         3 => start().prop_map(|start| ToRoot::Start(Box::new(start))),
         1 => escalation().prop_map(ToRoot::Terminate),
+        3 => to_node().prop_map(|message| ToRoot::Node(Box::new(message))),
+    ]
+}
+
+fn names() -> impl Strategy<Value = Vec<String>> {
+    vec("[a-z_]{0,12}", 0..6)
+}
+
+fn filter() -> impl Strategy<Value = Filter> {
+    prop_oneof![
+        Just(Filter::Unchanged),
+        names().prop_map(Filter::Deny),
+        names().prop_map(Filter::Allow),
+    ]
+}
+
+fn handler() -> impl Strategy<Value = Handler> {
+    prop_oneof![
+        Just(Handler::Default),
+        Just(Handler::Ignore),
+        Just(Handler::Info),
+        Just(Handler::Forward),
+    ]
+}
+
+fn setting() -> impl Strategy<Value = Setting> {
+    prop_oneof![
+        (filter(), filter()).prop_map(|(own, children)| Setting::Filter { own, children }),
+        (any::<i32>(), option::of(handler()))
+            .prop_map(|(signal, handler)| Setting::Sigaction { signal, handler }),
+        Just(Setting::Forward),
+        any::<i32>().prop_map(Setting::SignalOneOf),
+    ]
+}
+
+fn program() -> impl Strategy<Value = Program> {
+    let list = || vec(bytes(), 0..4);
+    prop_oneof![
+        (exec(), any::<[bool; 3]>()).prop_map(|(exec, [stdin, stderr, joined])| Program::Path {
+            exec,
+            redirect: Redirect {
+                stdin_null: stdin,
+                stderr_null: stderr,
+                stderr_to_stdout: joined,
+            },
+        }),
+        (bytes(), list()).prop_map(|(file, argv)| Program::Search { file, argv }),
+        (any::<i32>(), list(), list()).prop_map(|(fd, argv, env)| Program::Descriptor {
+            fd,
+            argv,
+            env
+        }),
+    ]
+}
+
+fn to_node() -> impl Strategy<Value = ToNode> {
+    prop_oneof![
+        (any::<u64>(), vec(bytes(), 0..6))
+            .prop_map(|(sequence, environ)| ToNode::Root { sequence, environ }),
+        any::<[u64; 3]>().prop_map(|[sequence, task, clone]| ToNode::Fork {
+            sequence,
+            task,
+            clone
+        }),
+        (any::<u64>(), vec(step(), 0..6))
+            .prop_map(|(sequence, steps)| ToNode::Batch { sequence, steps }),
+        (any::<u64>(), program())
+            .prop_map(|(sequence, program)| ToNode::Exec { sequence, program }),
+        (any::<u64>(), setting()).prop_map(|(sequence, setting)| ToNode::Set { sequence, setting }),
+        any::<u64>().prop_map(|task| ToNode::Kill { task }),
+        (any::<u64>(), any::<i32>()).prop_map(|(task, signal)| ToNode::Terminate { task, signal }),
+        any::<u64>().prop_map(|sequence| ToNode::Reap { sequence }),
+        (vec(any::<i32>(), 0..6), any::<i32>())
+            .prop_map(|(pids, signal)| ToNode::Signal { pids, signal }),
+        any::<u8>().prop_map(|status| ToNode::Exit { status }),
+    ]
+}
+
+fn refusal() -> impl Strategy<Value = Refusal> {
+    prop_oneof![
+        any::<i32>().prop_map(Refusal::Errno),
+        Just(Refusal::Undefined)
+    ]
+}
+
+fn simple_value() -> BoxedStrategy<Value> {
+    prop_oneof![
+        any::<i64>().prop_map(|n| Value::Int(n.into())),
+        "[a-z_]{0,12}".prop_map(Value::Atom),
+        vec(any::<u8>(), 0..40).prop_map(Value::Bytes),
+    ]
+    .boxed()
+}
+
+fn from_node() -> impl Strategy<Value = FromNode> {
+    let result = prop_oneof![simple_value().prop_map(Ok), refusal().prop_map(Err),];
+    prop_oneof![
+        (any::<u64>(), any::<u64>(), any::<i32>()).prop_map(|(sequence, task, pid)| {
+            FromNode::Forked {
+                sequence,
+                task,
+                pid,
+            }
+        }),
+        (
+            any::<u64>(),
+            any::<u32>(),
+            result,
+            option::of(simple_value())
+        )
+            .prop_map(|(sequence, steps, result, state)| FromNode::Done {
+                sequence,
+                steps,
+                result,
+                state,
+            }),
+        any::<u64>().prop_map(|sequence| FromNode::Execing { sequence }),
+        (any::<u64>(), exit(), usage()).prop_map(|(task, exit, usage)| FromNode::Exited {
+            task,
+            exit,
+            usage
+        }),
+        (any::<i32>(), bytes()).prop_map(|(signal, info)| FromNode::Signal { signal, info }),
     ]
 }
 
@@ -322,6 +452,7 @@ fn encoded() -> impl Strategy<Value = Vec<u8>> {
         to_root().prop_map(|message| encode(&message).unwrap()),
         from_root().prop_map(|message| encode(&message).unwrap()),
         from_task().prop_map(|message| encode(&message).unwrap()),
+        from_node().prop_map(|message| encode(&message).unwrap()),
     ]
 }
 
@@ -330,10 +461,13 @@ fn encoded() -> impl Strategy<Value = Vec<u8>> {
 fn every_variant_is_generated(
     (to_launcher, from_launcher): (ToLauncher, FromLauncher),
     (to_root, from_root): (ToRoot, FromRoot),
-    (from_task, stage, exit): (FromTask, Stage, Exit),
+    (from_task, from_node, stage, exit): (FromTask, FromNode, Stage, Exit),
 ) {
     match to_launcher {
-        ToLauncher::Hello { .. } | ToLauncher::Fork { .. } | ToLauncher::Kill { .. } => {}
+        ToLauncher::Hello { .. }
+        | ToLauncher::Fork { .. }
+        | ToLauncher::Kill { .. }
+        | ToLauncher::Report { .. } => {}
     }
     match from_launcher {
         FromLauncher::Hello { .. }
@@ -342,6 +476,25 @@ fn every_variant_is_generated(
     }
     match to_root {
         ToRoot::Start(_) | ToRoot::Terminate(_) => {}
+        ToRoot::Node(message) => match *message {
+            ToNode::Root { .. }
+            | ToNode::Fork { .. }
+            | ToNode::Batch { .. }
+            | ToNode::Exec { .. }
+            | ToNode::Set { .. }
+            | ToNode::Kill { .. }
+            | ToNode::Terminate { .. }
+            | ToNode::Reap { .. }
+            | ToNode::Signal { .. }
+            | ToNode::Exit { .. } => {}
+        },
+    }
+    match from_node {
+        FromNode::Forked { .. }
+        | FromNode::Done { .. }
+        | FromNode::Execing { .. }
+        | FromNode::Exited { .. }
+        | FromNode::Signal { .. } => {}
     }
     match from_root {
         FromRoot::Exited { .. } => {}
@@ -410,6 +563,11 @@ proptest! {
 
     #[test]
     fn from_task_round_trips(message in from_task(), cut: usize, tail in tail()) {
+        round_trip(&message, cut, &tail)?;
+    }
+
+    #[test]
+    fn from_node_round_trips(message in from_node(), cut: usize, tail in tail()) {
         round_trip(&message, cut, &tail)?;
     }
 

@@ -2,9 +2,8 @@
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
-use std::os::unix::ffi::OsStrExt;
-
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::sys::stat::{stat, SFlag};
@@ -24,7 +23,9 @@ pub struct Prepared {
 }
 
 enum File {
-    Candidates(Vec<CString>),
+    Path(CString),
+    /// Where to look for it, in order.
+    Search(Vec<CString>),
     /// Close-on-exec, so a `#!` script cannot be run by it: its interpreter could not open it.
     Descriptor(RawFd),
 }
@@ -49,16 +50,17 @@ fn vector(list: Vec<ByteBuf>) -> Result<Vector, Errno> {
 
 /// `EINVAL` for a NUL byte: the NIF lets none through.
 pub fn prepare(exec: Exec) -> Result<Prepared, Errno> {
-    let candidates = if exec.search && !exec.file.contains(&b'/') {
-        search_path(&exec.env)
-            .split(|byte| *byte == b':')
-            .map(|directory| candidate(directory, &exec.file))
-            .collect::<Result<_, _>>()?
+    let file = if exec.search && !exec.file.contains(&b'/') {
+        let directories = search_path(&exec.env).split(|byte| *byte == b':');
+        // execvp(3): there is no program without a name.
+        let directories = directories.filter(|_| !exec.file.is_empty());
+        let candidates = directories.map(|directory| candidate(directory, &exec.file));
+        File::Search(candidates.collect::<Result<_, _>>()?)
     } else {
-        vec![cstring(&exec.file)?]
+        File::Path(cstring(&exec.file)?)
     };
     Ok(Prepared {
-        file: File::Candidates(candidates),
+        file,
         argv: vector(exec.argv)?,
         env: vector(exec.env)?,
     })
@@ -68,11 +70,9 @@ pub fn prepare(exec: Exec) -> Result<Prepared, Errno> {
 /// finding the file; else `EACCES` if a file was found that may not be executed; else `ENOENT`.
 pub fn apply(prepared: &Prepared) -> Result<Infallible, Errno> {
     match &prepared.file {
+        File::Path(file) => sys::execve(file, &prepared.argv, &prepared.env),
+        File::Search(candidates) => search(candidates, prepared),
         File::Descriptor(fd) => sys::execve_descriptor(*fd, &prepared.argv, &prepared.env),
-        File::Candidates(candidates) => match candidates.as_slice() {
-            [only] => sys::execve(only, &prepared.argv, &prepared.env),
-            all => search(all, prepared),
-        },
     }
 }
 
@@ -134,7 +134,8 @@ mod tests {
             search: true,
         });
         match prepared.unwrap().file {
-            File::Candidates(candidates) => candidates,
+            File::Search(candidates) => candidates,
+            File::Path(path) => vec![path],
             File::Descriptor(_) => unreachable!(),
         }
     }

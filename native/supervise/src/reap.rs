@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use nix::unistd::{getpid, Pid};
+use nix::unistd::{getpgid, getpid, getsid, Pid};
 
 use crate::sys;
 
@@ -63,11 +63,24 @@ pub fn signal_if_descendant(pid: Pid, signal: i32) {
 /// SIGKILLs an unreaped child of this process with everything below it, in passes, until a walk
 /// finds nothing below it; returns how many processes the last pass found, the child included.
 ///
-/// What has left the child's tree by a double fork is the subreaper's, not the child's.
+/// What has left the child's tree by a double fork is the subreaper's. If that is this process, it
+/// is found by its process group or session, as long as it has not left these too.
 pub fn kill_subtree(child: Pid) -> usize {
     const PASSES: usize = 64;
+    let mut seen = HashSet::new();
     for _ in 0..PASSES {
-        let tree = Tree::walk(child);
+        let mut tree = Tree::walk(child);
+        for orphan in orphans_of(child) {
+            let _ = sys::kill(orphan.as_raw(), libc::SIGKILL);
+            let below = Tree::walk(orphan);
+            for pid in below.direct.iter().chain(&below.deeper) {
+                signal_deeper(*pid, libc::SIGKILL, &below);
+            }
+            // Killed, it may stay as a zombie for a while.
+            if seen.insert(orphan) {
+                tree.direct.push(orphan);
+            }
+        }
         // From the top, so that what is about to be forked is found below a dead parent.
         let _ = sys::kill(child.as_raw(), libc::SIGKILL);
         for pid in tree.direct.iter().chain(&tree.deeper) {
@@ -78,6 +91,16 @@ pub fn kill_subtree(child: Pid) -> usize {
         }
     }
     1
+}
+
+/// The direct children of this process that are in the group or the session that `child` leads. It
+/// has not been reaped, so both numbers mean it.
+fn orphans_of(child: Pid) -> Vec<Pid> {
+    let linked = |pid: &Pid| getsid(Some(*pid)) == Ok(child) || getpgid(Some(*pid)) == Ok(child);
+    children_of(getpid())
+        .into_iter()
+        .filter(|pid| *pid != child && linked(pid))
+        .collect()
 }
 
 struct Tree {

@@ -218,11 +218,15 @@ impl Supervisor {
         match receiver.recv::<ToRoot>(control.as_fd()) {
             Ok(Some(received)) => match (received.message, received.fds) {
                 (ToRoot::Start(start), fds) if self.program.is_none() => self.start(*start, fds),
-                (ToRoot::Terminate(escalation), _) => self.end_program(escalation),
+                (ToRoot::Terminate(escalation), fds) if fds.is_empty() => {
+                    self.end_program(escalation);
+                }
                 (ToRoot::Node(message), fds) if self.program.is_none() => {
                     self.node = Some((*message, fds));
                 }
-                (ToRoot::Start(_) | ToRoot::Node(_), _) => self.protocol_error(),
+                (ToRoot::Start(_) | ToRoot::Terminate(_) | ToRoot::Node(_), _) => {
+                    self.protocol_error();
+                }
             },
             Ok(None) => {
                 self.connected = false;
@@ -312,8 +316,11 @@ impl Supervisor {
         let Some(program) = &self.program else {
             return self.kill_tree();
         };
-        if !matches!(self.phase, Phase::Running { .. }) {
-            return;
+        match self.phase {
+            Phase::Running { .. } => {}
+            // A grace that has begun goes on, unless there is to be none.
+            Phase::Ending { .. } if escalation.signal == libc::SIGKILL => {}
+            Phase::Ending { .. } | Phase::Killing { .. } => return,
         }
         let ignored = program.leads_namespace && !sys::catches(program.pid, escalation.signal);
         if escalation.signal == libc::SIGKILL || ignored {

@@ -61,6 +61,9 @@ fn a_program_from_start_to_end() {
     wait_until("the supervisor is reaped", || {
         process::children(helper.pid()).is_empty()
     });
+    // It has said so itself.
+    let more = readable(helper.control(), Instant::now() + Duration::from_millis(50));
+    assert!(!more, "the launcher spoke");
     helper.serves();
 }
 
@@ -723,7 +726,8 @@ fn a_timeout_ends_the_program_and_not_before() {
 #[test]
 fn a_timeout_is_followed_by_the_grace_and_then_sigkill() {
     let helper = Helper::start();
-    let (time, grace) = (Duration::from_millis(100), Duration::from_millis(300));
+    // Long enough for the program to ignore the signal by then.
+    let (time, grace) = (Duration::from_secs(1), Duration::from_millis(300));
     let begin = Instant::now();
     let program = helper.run(with_timeout(tree(), time, libc::SIGTERM, grace));
     program.started();

@@ -134,6 +134,11 @@ fn descriptor_0_is_anything_but_the_control_socket() {
     for (case, fd) in cases {
         refuses(fd, case);
     }
+    // The right type of the wrong family, where there is one.
+    let family = AddressFamily::Vsock;
+    if let Ok(fd) = socket(family, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None) {
+        refuses(fd, "virtual machine socket");
+    }
 }
 
 /// The right kind of socket with nobody at its other end: nothing to wait for.
