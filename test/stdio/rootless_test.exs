@@ -30,9 +30,9 @@ defmodule Stdio.RootlessTest do
   end
 
   test "the supervisor inside shows nothing of itself", context do
-    for uid <- [0, 1000] do
+    for config <- [[uid: 0], [uid: 1000], [uid: 0, setuid: true]] do
       line = "ls -l /proc/1/cwd /proc/1/root/ /proc/1/fd/0 || cat /proc/1/environ || echo denied"
-      assert %{stdout: out} = run(line, context, uid: uid)
+      assert %{stdout: out} = run(line, context, config)
       assert String.ends_with?(out, "denied\n")
     end
   end
