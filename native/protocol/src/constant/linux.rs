@@ -554,12 +554,9 @@ pub(super) const SOCKET: Table = names! {
     PF_X,
     PF_X25,
     SOCK_CLOEXEC,
-    SOCK_DCCP,
     SOCK_DGRAM,
     SOCK_NONBLOCK,
-    SOCK_PACKET,
     SOCK_RAW,
-    SOCK_RDM,
     SOCK_SEQPACKET,
     SOCK_STREAM,
 };
