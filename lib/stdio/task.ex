@@ -580,6 +580,8 @@ defmodule Stdio.Task do
 
   ## Calls
 
+  # The table is made from there.
+  @external_resource "native/protocol/src/call.rs"
   @calls Native.calls()
   @by_hand ~w(fork clone execve execvp fexecve exit filter sigaction setopt getopt setcpid getcpid cpid)a
 
