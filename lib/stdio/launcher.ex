@@ -6,11 +6,15 @@ defmodule Stdio.Launcher do
 
   @doc "Makes sure that a launcher runs. `{:error, {posix, hint}}` says what to do about it."
   @spec ensure() :: :ok | {:error, {atom, String.t()}}
-  def ensure do
+  def ensure, do: ensure(2)
+
+  defp ensure(tries) do
     helper = helper()
 
     case Native.launch([helper]) do
       :ok -> :ok
+      # It ended without a word, as one does that is killed at its start: once more.
+      {:error, {:eproto, ""}} when tries > 1 -> ensure(tries - 1)
       {:error, {reason, said}} -> {:error, {reason, hint(reason, helper, String.trim(said))}}
     end
   end

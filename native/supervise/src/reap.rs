@@ -137,7 +137,8 @@ fn signal_deeper(pid: Pid, signal: i32, tree: &Tree) {
     let Ok(pidfd) = sys::pidfd_open(pid) else {
         return;
     };
-    let ours = |parent| parent == tree.root || tree.all.contains(&parent);
+    // Its parent may have been killed since the walk, and then it is this process's.
+    let ours = |parent| parent == tree.root || parent == getpid() || tree.all.contains(&parent);
     if sys::parent(pid).is_some_and(ours) {
         let _ = sys::pidfd_send_signal(&pidfd, signal);
     }
