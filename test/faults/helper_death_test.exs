@@ -4,6 +4,7 @@ defmodule Stdio.Faults.HelperDeathTest do
   use Stdio.Test.StreamCase
 
   import Stdio.Test.Fault
+  alias Stdio.Test.Peer
 
   @moduletag :testbin
   @moduletag timeout: 120_000
@@ -197,20 +198,40 @@ defmodule Stdio.Faults.HelperDeathTest do
     end
   end
 
+  test "the launcher leaves no zombie to a BEAM that has to reap" do
+    # By default the BEAM ignores SIGCHLD, and the kernel reaps for it.
+    peer =
+      Proc.peer_beam(~S"""
+      :os.set_signal(:sigchld, :default)
+      launcher = Stdio.Test.Fault.warm_up()
+      IO.puts("launcher #{launcher}")
+      Stdio.Test.Proc.wait_until(fn -> not Stdio.Test.Proc.alive?(launcher) end, 10_000)
+      # Nothing has to be started for it to be reaped.
+      IO.puts(Stdio.Test.Proc.wait_until(fn -> Stdio.Test.Proc.stat(launcher) == nil end, 5_000))
+      IO.puts(inspect(Enum.to_list(Stdio.stream!("exit 5"))))
+      """)
+
+    assert "launcher " <> launcher = Peer.line(peer)
+    assert Proc.kill(launcher, 9) == :ok
+    assert Peer.line(peer) == "true"
+    assert Peer.line(peer) == "[exit_status: 5]"
+    Peer.stop(peer)
+  end
+
   @tag :userns
-  test "supervisor and launcher together, in a PID namespace", %{mark: mark} do
-    # Without the namespace, what has escaped from its session may survive this: row 7.
+  test "supervisor and launcher at the same moment, in a PID namespace", %{mark: mark} do
+    # Without the namespace, what has escaped from its session would survive this: row 7. Stopped,
+    # neither can do anything about the other's death.
     Oracle.clean(fn _ ->
-      for pause <- [0, 0, 500, 2_000, 5_000] do
+      for order <- [:launcher_first, :supervisor_first] do
         launcher = warm_up()
         config = [containment: :pid_namespace]
         task = aside(fn -> list(tree(mark, @stubborn), config) end)
         await_marked(mark, 7)
-        pids = Enum.shuffle([launcher, supervisor_of(mark)])
-        [first, second] = pids
-        assert Proc.kill(first, 9) == :ok
-        pause_us(pause)
-        Proc.kill(second, 9)
+        pids = [launcher, supervisor_of(mark)]
+        pids = if order == :launcher_first, do: pids, else: Enum.reverse(pids)
+        for pid <- pids, do: assert(Proc.kill(pid, "STOP") == :ok)
+        for pid <- pids, do: assert(Proc.kill(pid, 9) == :ok)
         assert Oracle.terminal!(await(task)) == {:termsig, :sigkill}
         assert Proc.wait_until(fn -> Proc.gone?(mark) end)
       end

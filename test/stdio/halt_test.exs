@@ -44,7 +44,7 @@ defmodule Stdio.HaltTest do
     test "a writer in the background is heard until it is killed", %{dir: dir} do
       fifo = Path.join(dir, "fifo")
       writer = "echo first; echo go >#{fifo}; while :; do echo x; done"
-      elements = list("mkfifo #{fifo}; (#{writer}) & read _ <#{fifo}; exit 2")
+      elements = list("mkfifo #{fifo}; (#{writer}) & read _ <#{fifo}; exit 2", timeout: 20_000)
       assert Oracle.terminal!(elements) == {:exit_status, 2}
       assert "first\n" <> rest = output(elements)
       # It was killed, but not in the middle of a write.

@@ -329,6 +329,8 @@ impl Program {
     pub fn started(&self) -> Pid {
         let pid = self.execing();
         assert_eq!(next::<FromTask>(&self.task), None, "after Execing");
+        // The kernel closes descriptors in the middle of an exec.
+        wait_until("exec is through", || !process::is_in_exec(pid));
         pid
     }
 

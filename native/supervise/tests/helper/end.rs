@@ -101,9 +101,8 @@ fn the_end_of_the_socket_overrides_a_grace_that_has_begun() {
 #[test]
 fn terminate_reaches_the_group_that_the_program_leads() {
     let helper = Helper::start();
-    let script =
-        "sh -c 'trap \"echo child; exit\" TERM; echo ready; while :; do sleep 0.01; done' &
-        trap 'wait; exit 9' TERM
+    let script = "trap 'wait; exit 9' TERM
+        sh -c 'trap \"echo child; exit\" TERM; echo ready; while :; do sleep 0.01; done' &
         while :; do sleep 0.01; done";
     let mut program = helper.run(with_steps(sh(script), [step(Call::Setsid {})]));
     program.started();

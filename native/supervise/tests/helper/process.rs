@@ -1,6 +1,7 @@
 //! Processes as /proc shows them, and waiting for them with a deadline.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{kill, Signal};
@@ -48,6 +49,16 @@ pub fn is_stopped(pid: Pid) -> bool {
 pub fn sleeps(pid: Pid) -> bool {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
     name.is_ok_and(|name| name == "sleep\n")
+}
+
+/// Whether it is still being executed: the last that the kernel sets up is where the environment
+/// is, and every program of these tests has one.
+pub fn is_in_exec(pid: Pid) -> bool {
+    match std::fs::read(format!("/proc/{pid}/environ")) {
+        Ok(environment) => environment.is_empty() && !is_zombie(pid),
+        // As the helper's own processes are: not inspectable.
+        Err(error) => error.kind() == ErrorKind::PermissionDenied,
+    }
 }
 
 /// Neither running nor waiting to be reaped.

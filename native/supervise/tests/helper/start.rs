@@ -20,7 +20,7 @@ use stdio_protocol::message::{Exit, FromLauncher, ToLauncher};
 use stdio_protocol::VERSION;
 
 use crate::common::*;
-use crate::process;
+use crate::process::{self, wait_until};
 
 const USAGE: &str = "It expects a SOCK_SEQPACKET socket as descriptor 0.";
 
@@ -84,7 +84,9 @@ fn whatever_of_descriptors_0_to_2_is_closed() {
                     assert!(fds[&fd].starts_with(kind), "{name} {closed:03b}: {fds:?}");
                 }
             }
-            assert_eq!(process::descriptors(pid).len(), 3);
+            wait_until("the program has three descriptors", || {
+                process::descriptors(pid).into_keys().eq([0, 1, 2])
+            });
             helper.serves_next_to(&program);
             helper.control = None;
             assert_eq!(helper.exit_status().code(), Some(0));
