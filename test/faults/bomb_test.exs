@@ -55,10 +55,11 @@ defmodule Stdio.Faults.BombTest do
       killed = Proc.time_until(fn -> Proc.gone?(mark) end, 10_000)
       assert killed, "alive after its consumer was killed"
 
-      # Without a rest between two hops it is a matter of luck. For the others the kill loop has to
-      # get there before its deadline of 5 s, after which the launcher helps.
+      # The kill loop has to get there before its deadline of 5 s, after which the launcher helps.
+      # Without a rest between two hops that is a matter of luck, and nothing is promised. (The time
+      # of `killed` has its own deadline above, which counts the search for survivors too.)
       limit = if "--setsid" in words, do: 4_500, else: 10_000
-      for time <- [halt, exit, timeout, killed], do: assert(time < limit)
+      for time <- [halt, exit, timeout], do: assert(time < limit)
 
       report(
         "rows 20 and 21, #{program} #{Enum.join(words, " ")}, #{containment}: from start to end " <>
