@@ -28,8 +28,10 @@ defmodule Stdio do
   message, so streams may be nested, zipped and run side by side in one process.
   """
 
-  alias Stdio.{Command, Config}
-  alias Stdio.Stream.Runner
+  use Stdio.Behaviour
+
+  alias Stdio.{Command, Config, Phases}
+  alias Stdio.Stream.{Runner, Tree}
 
   @typedoc "What to run; see the examples above."
   @type command :: Command.command()
@@ -53,7 +55,7 @@ defmodule Stdio do
   Raises ArgumentError here for a malformed command or option; `Stdio.StreamError` and
   `Stdio.OpError` in the consumer when the program cannot be started.
   """
-  @spec stream!(command, module, Config.t()) :: Enumerable.t()
+  @spec stream!(command, Phases.behaviour(), Config.t()) :: Enumerable.t()
   def stream!(command, behaviour \\ Stdio.Process, config \\ []) do
     run(command, behaviour, config, :stream, nil)
   end
@@ -71,25 +73,129 @@ defmodule Stdio do
 
   A program that never reads can be bounded by `timeout:`.
   """
-  @spec pipe!(Enumerable.t(), command, module, Config.t()) :: Enumerable.t()
+  @spec pipe!(Enumerable.t(), command, Phases.behaviour(), Config.t()) :: Enumerable.t()
   def pipe!(enum, command, behaviour \\ Stdio.Process, config \\ []) do
     run(command, behaviour, config, :pipe, {:feed, enum})
   end
 
-  defp run(command, Stdio.Process = behaviour, config, verb, input) do
-    config = Config.validate!(config, [], verb, behaviour)
-    normal = Command.normalize!(command, Config.get(config, :search))
+  @doc """
+  The phases of `behaviour`, a keyword list, with a supervisor that exists already.
 
-    Runner.stream(%{
-      command: command,
-      normal: normal,
-      config: config,
-      behaviour: behaviour,
-      input: input
-    })
+  So programs may share one that does not end with any of them:
+
+      {:ok, supervisor} = Stdio.supervisor(:noshutdown)
+      phases = Stdio.with_supervisor(Stdio.Process, supervisor)
+      Stdio.stream!("echo $PPID", phases)
+      Stdio.stream!("echo $PPID", phases)
+
+  `behaviour` may also be in any of the other forms `stream!/3` takes. ArgumentError for what is
+  no behaviour.
+  """
+  @spec with_supervisor(behaviour, t) :: keyword
+  def with_supervisor(behaviour, %Stdio{} = supervisor),
+    do: Phases.with_supervisor(behaviour, supervisor)
+
+  @supervisor_filter {:allow,
+                      [
+                        :close,
+                        :exit,
+                        :fork,
+                        :getpid,
+                        :kill,
+                        :setcpid,
+                        :sigaction,
+                        :clone,
+                        :procctl
+                      ]}
+
+  @doc """
+  A supervisor: a root task, prepared by `supervise/3`. The caller owns it; when it dies, all of the
+  supervisor's tree dies.
+
+  | `atexit` | when a stream on it ends, or could not be started |
+  |---|---|
+  | `:shutdown` | everything below it is killed, then it ends |
+  | `:noreap` | it ends, and its tree with it |
+  | `:noshutdown` | it lives on, and so do processes it has adopted, until `reap/2` or its own end |
+  | fun/3 | is called with its task, the pipeline and the `state` of the struct |
+
+  `filter` is what it may be asked for from then on; its children are not restricted. `opts`:
+  `containment: :auto | :best_effort`; anything else is `{:error, :enotsup}`.
+  """
+  @spec supervisor(atexit, Stdio.Task.filter(), keyword) :: {:ok, t} | {:error, posix}
+  def supervisor(atexit \\ :shutdown, filter \\ @supervisor_filter, opts \\ []) do
+    case Keyword.get(opts, :containment, :auto) do
+      containment when containment in [:auto, :best_effort] ->
+        with {:ok, task} <- Stdio.Task.fork(), do: supervised(task, atexit, filter)
+
+      _ ->
+        {:error, :enotsup}
+    end
   end
 
-  defp run(_command, behaviour, _config, _verb, _input) do
-    raise ArgumentError, "unknown behaviour #{inspect(behaviour)}; available: Stdio.Process"
+  defp supervised(task, atexit, filter) do
+    with {:error, _} = error <- supervise(task, atexit, filter) do
+      Stdio.Task.stop(task)
+      error
+    end
+  end
+
+  @doc """
+  Turns any task into a supervisor. The first step that fails is returned.
+
+  It becomes a subreaper, so descendants that lose their parent become its children; forwards
+  signals to its descendants; is called `Supervise`; gives its children credit for one chunk at a
+  time; and is restricted by `filter`.
+  """
+  @spec supervise(Stdio.Task.t(), atexit, Stdio.Task.filter()) :: {:ok, t} | {:error, posix}
+  def supervise(task, atexit \\ :shutdown, filter \\ @supervisor_filter) do
+    syscall = Stdio.Syscall.os()
+
+    with :ok <- syscall.subreaper(task),
+         :ok <- Stdio.Task.__forward__(task),
+         :ok <- syscall.setproctitle(task, "Supervise"),
+         true <- Stdio.Task.setopt(task, :signaloneof, 9),
+         true <- Stdio.Task.setopt(task, :flowcontrol, 1),
+         :ok <- Stdio.Task.filter(task, filter, []) do
+      {:ok, %Stdio{init: task, atexit: atexit}}
+    else
+      false -> {:error, :esrch}
+      {:error, reason} -> {:error, reason}
+    end
+  end
+
+  @doc """
+  Signals every descendant of the tree's supervisor, which stays alive.
+
+  SIGKILL: again and again until none is left, for 5 s at most (`{:error, :etimedout}`). Any other
+  signal: once to each process found.
+  """
+  @spec reap(Stdio.ProcessTree.t(), Stdio.Signal.t()) :: :ok | {:error, posix}
+  def reap(%Stdio.ProcessTree{} = tree, signal \\ :SIGKILL),
+    do: Stdio.Syscall.os().reap(tree, signal)
+
+  @doc "As `reap/2`, the descendants of `os_pid`; itself not included."
+  @spec reap(Stdio.ProcessTree.t(), pos_integer, Stdio.Signal.t()) :: :ok | {:error, posix}
+  def reap(%Stdio.ProcessTree{} = tree, os_pid, signal),
+    do: Stdio.Syscall.os().reap(tree, os_pid, signal)
+
+  # The shipped Stdio.Process, unmodified, travels as one plan.
+  @plan [
+    task: &Stdio.Process.task/1,
+    init: &Stdio.Process.init/1,
+    ops: &Stdio.Process.ops/1,
+    onerror: &Stdio.Process.onerror/1,
+    onexit: &Stdio.Process.onexit/1
+  ]
+
+  defp run(command, behaviour, config, verb, input) do
+    phases = Phases.new!(behaviour)
+    config = Config.validate!(config, phases.options, verb, phases.module)
+    normal = Command.normalize!(command, Config.get(config, :search, phases.module))
+    run = %{command: command, normal: normal, config: config, input: input}
+
+    if Enum.all?(@plan, fn {phase, shipped} -> Map.fetch!(phases, phase) == shipped end),
+      do: Runner.stream(Map.put(run, :behaviour, Stdio.Process)),
+      else: Tree.stream(Map.put(run, :phases, phases))
   end
 end

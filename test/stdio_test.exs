@@ -11,7 +11,7 @@ defmodule StdioTest do
   end
 
   test "another behaviour is refused with a sentence" do
-    assert_raise ArgumentError, ~r/unknown behaviour Nope; available: Stdio.Process/, fn ->
+    assert_raise ArgumentError, ~r/invalid behaviour Nope: there is no module Nope/, fn ->
       Stdio.stream!("true", Nope)
     end
   end

@@ -52,4 +52,46 @@ defmodule Stdio.Native do
 
   # :ok; :exit tells when it is done. Output is dropped from now on.
   def stop(_handle, _signal, _grace_ms), do: :erlang.nif_error(:nif_not_loaded)
+
+  # task.rs; what a process answers comes as {ref, answer}:
+  #
+  #   {ref, {:ok, task}}   of task_root and task_fork
+  #   {ref, {:done, steps, value | {:error, posix} | :undef, :same | {:state, value}}}
+  #   {ref, :stopped}
+  #
+  # :ok | {:error, :esrch | :execed | posix | :launcher}
+  def task_root(_environ, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_fork(_task, _clone_flags, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_batch(_task, _steps, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_exec(_task, _program, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_filter(_task, _own, _children, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_sigaction(_task, _signal, _handler, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_forward(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_exit(_task, _status), do: :erlang.nif_error(:nif_not_loaded)
+  def task_stop(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
+
+  # of the task of a stream; {ref, :ended} comes to its owner
+  def task_hold(_task, _ref, _max_chunk), do: :erlang.nif_error(:nif_not_loaded)
+  def task_release(_task), do: :erlang.nif_error(:nif_not_loaded)
+  def task_deadline(_task, _after, _signal, _grace), do: :erlang.nif_error(:nif_not_loaded)
+  def task_terminate(_task, _signal, _grace), do: :erlang.nif_error(:nif_not_loaded)
+  def task_reap(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
+
+  def task_info(_task), do: :erlang.nif_error(:nif_not_loaded)
+  def task_usage(_task), do: :erlang.nif_error(:nif_not_loaded)
+  def task_children(_task), do: :erlang.nif_error(:nif_not_loaded)
+  def task_setopt(_task, _name, _value), do: :erlang.nif_error(:nif_not_loaded)
+  def task_getopt(_task, _name), do: :erlang.nif_error(:nif_not_loaded)
+  def task_setcpid(_task, _name, _value), do: :erlang.nif_error(:nif_not_loaded)
+  def task_credit(_task, _chunks), do: :erlang.nif_error(:nif_not_loaded)
+  def task_write(_task, _binary, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_eof(_task, _stream), do: :erlang.nif_error(:nif_not_loaded)
+  def task_controlling_process(_task, _pid), do: :erlang.nif_error(:nif_not_loaded)
+  def task_stdio(_task, _pid), do: :erlang.nif_error(:nif_not_loaded)
+
+  # of X_constant, errno_id and version: {:ok, value} | :undef | {:badarg, position}
+  def query(_name, _arguments), do: :erlang.nif_error(:nif_not_loaded)
+
+  # [{name, [{argument, shape}], how many of the last may be left out, documentation}]
+  def calls, do: :erlang.nif_error(:nif_not_loaded)
 end

@@ -19,7 +19,11 @@ defmodule Stdio.OpError do
   | a task that is dead already | `:einval` | the same | do not reuse a pipeline |
   | an op returned `{:error, e}` | `e` | `operation returned an error: <text> (e)`, the call, the remaining ops | mend the cause; or mark the op `errexit: false` or `ignore: [e]` if the program may run without it |
   | an op returned something else | `:badop` | `** (MatchError) …`, the call, the remaining ops | give the op a `transform:` which returns `:ok`, `{:ok, state}`, a list of ops or `{:error, posix}` |
+  | an op of no known form | `:badop` | what it is, the forms there are, the remaining ops | see `Stdio.Op` |
   | an op raised, threw or exited; there is no such call | `:badop` | the exception, the call, the remaining ops | correct the name or the arguments of the op |
+
+  Where the cause is a setting of the system or a root tree that is not there, the message ends with
+  a sentence on it.
 
   Errno texts are Erlang's (`:file.format_error/1`).
   """
@@ -48,7 +52,13 @@ defmodule Stdio.OpError do
       op: op,
       message: "operation returned an error: #{text}\n\n#{call(op)}\n\n#{rest(remaining)}"
     }
+    |> with_hint(Stdio.Container.Hint.op(reason, op))
   end
+
+  @doc "Adds what to do about it as a last paragraph; `nil` adds nothing."
+  @spec with_hint(t, String.t() | nil) :: t
+  def with_hint(error, nil), do: error
+  def with_hint(error, hint), do: %{error | message: "#{error.message}\n#{hint}\n"}
 
   @doc "The call `op` returned `value`, which is none of the results an op may have."
   @spec bad_result(term, op, [term]) :: t
@@ -61,6 +71,19 @@ defmodule Stdio.OpError do
   @spec raised({:error | :throw | :exit, term, Exception.stacktrace()}, op, [term]) :: t
   def raised({kind, payload, stacktrace}, op, remaining) do
     badop(Exception.format_banner(kind, payload, stacktrace), op, remaining)
+  end
+
+  @doc "`op` has none of the forms of an op; nothing was called, so the field `op` is `nil`."
+  @spec malformed(term, [term]) :: t
+  def malformed(op, remaining) do
+    %__MODULE__{
+      reason: :badop,
+      message:
+        "** (ArgumentError) invalid op #{inspect(op, charlists: :as_lists)}; allowed: " <>
+          "{fun, args}, {fun, args, opts}, {module, fun, args}, {module, fun, args, opts} and " <>
+          "lists of these, with opts state:, errexit:, ignore: and transform:" <>
+          "\n\n\n#{rest(remaining)}"
+    }
   end
 
   defp badop(banner, op, remaining) do

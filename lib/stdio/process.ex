@@ -23,7 +23,36 @@ defmodule Stdio.Process do
   Options: see `Stdio.Config`.
   """
 
-  alias Stdio.Config
+  @behaviour Stdio
+
+  alias Stdio.{Config, ProcessTree}
+
+  # Of Stdio.supervisor/3, which is given in full only when there are options for it.
+  @filter {:allow, [:close, :exit, :fork, :getpid, :kill, :setcpid, :sigaction, :clone, :procctl]}
+
+  @doc """
+  A supervisor of its own for each program, which ends with it (`:shutdown`).
+
+  Option `:containment`; anything but `:auto` and `:pid_namespace`, which is the program's
+  affair, is asked of the supervisor.
+  """
+  @impl Stdio
+  @spec task(Config.t()) :: {:ok, Stdio.t()} | {:error, Stdio.posix()}
+  def task(config) do
+    case Config.get(config, :containment) do
+      # The namespace is made when the program is forked, in init/1.
+      here when here in [:auto, :pid_namespace] -> Stdio.supervisor(:shutdown)
+      containment -> Stdio.supervisor(:shutdown, @filter, containment: containment)
+    end
+  end
+
+  @doc """
+  Forks one process. Options `:net` and `:containment` (Linux): in the namespaces they ask for.
+  """
+  @impl Stdio
+  @spec init(Config.t()) ::
+          (Stdio.Task.t() -> {:ok, Stdio.pipeline()} | {:error, Stdio.posix()})
+  def init(config), do: Stdio.Syscall.os().subprocess(config)
 
   @doc """
   The calls made in the new process before the program starts, in this order. Any failure ends
@@ -39,6 +68,8 @@ defmodule Stdio.Process do
   | `no_new_privs` | unless `setuid: true` | prctl(2) |
   | `set_pdeathsig` | | prctl(2); it comes last, as a change of ids clears it |
 
+  The last two are Linux's; `Stdio.Syscall` has what takes their place elsewhere.
+
       iex> Stdio.Process.ops(path: "/tmp", rlimit: [], uid: 1000, setuid: true)
       [
         {:setsid, []},
@@ -48,8 +79,11 @@ defmodule Stdio.Process do
         {:set_pdeathsig, [9]}
       ]
   """
+  @impl Stdio
   @spec ops(Config.t()) :: [{atom, [term]}]
   def ops(config) do
+    os = Stdio.Syscall.os()
+
     [
       {:setsid, []},
       {:setpriority, [:prio_process, 0, Config.get(config, :priority)]},
@@ -57,8 +91,7 @@ defmodule Stdio.Process do
     ] ++
       for({limit, value} <- Config.get(config, :rlimit), do: {:setrlimit, [limit, value]}) ++
       [{:setugid, [Config.uid(config), Config.gid(config), Config.groups(config)]}] ++
-      disable_setuid(Config.get(config, :setuid)) ++
-      [{:set_pdeathsig, [9]}]
+      disable_setuid(os, Config.get(config, :setuid)) ++ os.set_pdeathsig()
   end
 
   defp directory(config),
@@ -80,6 +113,76 @@ defmodule Stdio.Process do
     end
   end
 
-  defp disable_setuid(true), do: []
-  defp disable_setuid(false), do: [{:no_new_privs, []}]
+  defp disable_setuid(_os, true), do: []
+  defp disable_setuid(os, false), do: os.disable_setuid()
+
+  @doc "Kills the process whose start has failed, and all it has started."
+  @impl Stdio
+  @spec onerror(Config.t()) :: (Stdio.Task.t() -> any)
+  def onerror(_config), do: &Stdio.Task.stop/1
+
+  @doc """
+  Sends SIGKILL to the group of the program if it is still running, and tells whether it was.
+
+  The rest of its tree is the affair of its supervisor.
+  """
+  @impl Stdio
+  @spec onexit(Config.t()) :: (ProcessTree.t() -> boolean)
+  def onexit(_config), do: &kill/1
+
+  defp kill(%ProcessTree{pipeline: []}), do: false
+
+  defp kill(%ProcessTree{supervisor: supervisor, pipeline: pipeline}) do
+    %{task: task, pid: pid} = List.last(pipeline)
+    running? = alive?(task)
+    # The pid of one that has ended may be another's by now.
+    if running?, do: signal(supervisor.init, pid, :sigkill)
+    running?
+  end
+
+  @doc "No options of its own."
+  @impl Stdio
+  @spec options() :: []
+  def options, do: []
+
+  @doc """
+  Sends a signal to the process group that `os_pid` leads, or else to the process `os_pid`.
+
+  `task` makes the call, so `os_pid` is as that process sees it; it may have ended (`:ok`).
+  Errors are those of [kill(2)](https://man7.org/linux/man-pages/man2/kill.2.html).
+  """
+  @spec signal(Stdio.Task.t(), pos_integer, Stdio.Signal.t()) :: :ok | {:error, Stdio.posix()}
+  # 0 and below are whole groups, the caller's own among them.
+  def signal(task, os_pid, signal) when is_integer(os_pid) and os_pid > 0 do
+    with {:error, :esrch} <- Stdio.Task.kill(task, -os_pid, signal),
+         {:error, :esrch} <- Stdio.Task.kill(task, os_pid, signal) do
+      :ok
+    end
+  end
+
+  @doc "Whether the process of a task is there, before or after exec."
+  @spec alive?(Stdio.Task.t()) :: boolean
+  def alive?(task), do: Stdio.Task.pidof(task) != :noproc
+
+  @doc false
+  # The op `{Stdio.Process, :__setugid__, [uid, gid, groups]}` of msantos/stdio 0.4, which looks
+  # first and returns a branch. `Stdio.Task.setugid/4` does the same in one call.
+  @spec __setugid__(Stdio.Task.t(), non_neg_integer, non_neg_integer, [non_neg_integer]) ::
+          [Stdio.Op.op()] | {:error, Stdio.posix()}
+  def __setugid__(task, uid, gid, groups) do
+    case Stdio.Task.getresuid(task) do
+      {:ok, _real, 0, _saved} ->
+        [
+          {:setgroups, [groups]},
+          {:setresgid, [gid, gid, gid]},
+          {:setresuid, [uid, uid, uid]}
+        ]
+
+      {:ok, _real, _effective, _saved} ->
+        []
+
+      {:error, _reason} = error ->
+        error
+    end
+  end
 end

@@ -58,6 +58,22 @@ defmodule Stdio.OpErrorTest do
            }
   end
 
+  test "malformed: what it is, the forms there are, remaining ops" do
+    assert OpError.malformed({:chdir, "/"}, @remaining) == %OpError{
+             reason: :badop,
+             op: nil,
+             message: """
+             ** (ArgumentError) invalid op {:chdir, "/"}; allowed: {fun, args}, \
+             {fun, args, opts}, {module, fun, args}, {module, fun, args, opts} and lists of \
+             these, with opts state:, errexit:, ignore: and transform:
+
+
+             remaining ops:
+             [setsid: [], set_pdeathsig: [9]]
+             """
+           }
+  end
+
   defp caught(fun) do
     fun.()
   catch
@@ -100,7 +116,8 @@ defmodule Stdio.OpErrorTest do
           OpError.fork(:einval),
           OpError.failed({:odd, "reason"}, @chdir, []),
           OpError.bad_result(nil, @chdir, []),
-          OpError.raised({:exit, :x, []}, @chdir, [])
+          OpError.raised({:exit, :x, []}, @chdir, []),
+          OpError.malformed(nil, [])
         ] do
       assert Exception.message(error) =~ ~r/[^\n]\n\z/
       assert_raise OpError, fn -> raise error end

@@ -4,7 +4,7 @@ use std::ffi::{c_void, CStr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{fcntl, FcntlArg, OFlag};
+use nix::fcntl::{fcntl, open, FcntlArg, OFlag};
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use nix::sys::stat::{fchmod, Mode};
 use nix::unistd::{pipe2, Pid};
@@ -26,6 +26,15 @@ pub static STARTUP_LIMIT: Lazy<Limit> = Lazy::new(|| {
 /// A close-on-exec pipe: read end, write end.
 pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     pipe2(OFlag::O_CLOEXEC)
+}
+
+/// `/dev/null`, close-on-exec.
+pub fn null() -> Result<OwnedFd, Errno> {
+    open(
+        c"/dev/null",
+        OFlag::O_RDWR | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 /// Sets O_NONBLOCK, which belongs to this end alone: the other end is another description.

@@ -111,6 +111,11 @@ impl Launcher {
         }
     }
 
+    /// Has the end of a root reported however it ends.
+    pub fn report(&self, id: RootId) -> Result<(), Errno> {
+        self.send(&ToLauncher::Report { id }, None)
+    }
+
     /// Ends a root that does not answer any more.
     pub fn kill(&self, id: RootId) {
         let _ = self.send(&ToLauncher::Kill { id }, None);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `launcher` | the fork server: started by the first use, restarted when it died |
 //! | `stream` | one supervised program, as Elixir holds it: the resource and its NIFs |
+//! | `task`, `node` | a process that serves requests: the resource and its NIFs; its state and events |
 //! | `spec` | what Elixir asks for, decoded and checked |
 //! | `reactor` | the I/O threads: epoll, timers, commands |
 //! | `session` | one program's state machine, owned by an I/O thread |
@@ -21,12 +22,14 @@
 
 mod fd;
 mod launcher;
+mod node;
 mod notify;
 mod pipe;
 mod reactor;
 mod session;
 mod spec;
 mod stream;
+mod task;
 
 use rustler::{Env, Term};
 
@@ -55,12 +58,26 @@ mod atoms {
         enotsup,
         epipe,
         ebadf,
+        eacces,
+        esrch,
+        execed,
+        done,
+        state,
+        same,
+        ended,
+        stopped,
+        termsig,
+        __struct__,
+        ref_ = "ref",
+        task_module = "Elixir.Stdio.Task",
     }
 }
 
 fn load(env: Env, _info: Term) -> bool {
     // The I/O threads run code of this library for as long as the node lives.
-    fd::pin_library() && env.register::<stream::Handle>().is_ok()
+    fd::pin_library()
+        && env.register::<stream::Handle>().is_ok()
+        && env.register::<task::TaskHandle>().is_ok()
 }
 
 rustler::init!("Elixir.Stdio.Native", load = load);

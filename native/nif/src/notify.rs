@@ -4,12 +4,15 @@
 //! Every message is a tuple whose first element is the reference that its receiver chose.
 
 use rustler::env::SavedTerm;
-use rustler::{Encoder, Env, LocalPid, OwnedBinary, OwnedEnv, Reference, Term};
-use stdio_protocol::message::{Exit, Stage, Usage};
+use rustler::{Atom, Encoder, Env, LocalPid, OwnedBinary, OwnedEnv, Reference, ResourceArc, Term};
+use stdio_protocol::constant;
+use stdio_protocol::message::{Exit, Refusal, Stage, Usage};
+use stdio_protocol::value::Value;
 
 use crate::atoms;
 use crate::pipe::Stream;
-use crate::spec::errno_atom;
+use crate::spec::{encode, errno_atom};
+use crate::task::TaskHandle;
 
 /// A reference kept outside of any process.
 pub struct Tag {
@@ -130,6 +133,80 @@ impl Notifier {
         });
     }
 
+    /// `{:stdout | :stderr, task, chunk}`
+    pub fn output(&mut self, to: &LocalPid, task: &Task, stream: Stream, chunk: OwnedBinary) {
+        self.send(to, |env| {
+            let chunk = chunk.release(env).to_term(env);
+            (stream, encode_task(env, task), chunk).encode(env)
+        });
+    }
+
+    /// `{:exit_status, task, status}` or `{:termsig, task, signal}`
+    pub fn terminal(&mut self, to: &LocalPid, task: &Task, exit: Exit) {
+        self.send(to, |env| {
+            let task = encode_task(env, task);
+            match exit {
+                Exit::Status(status) => (atoms::exit_status(), task, status).encode(env),
+                Exit::Signal(signal) => {
+                    (atoms::termsig(), task, encode_signal(env, signal)).encode(env)
+                }
+            }
+        });
+    }
+
+    /// `{:signal, task, signal, siginfo}`
+    pub fn signal(&mut self, to: &LocalPid, task: &Task, signal: i32, info: &[u8]) {
+        self.send(to, |env| {
+            let info = OwnedBinary::from_slice(info).release(env).to_term(env);
+            let (task, name) = (encode_task(env, task), encode_signal(env, signal));
+            (atoms::signal(), task, name, info).encode(env)
+        });
+    }
+
+    /// `{ref, {:ok, task}}`
+    pub fn forked(&mut self, waiter: &Waiter, task: &Task) {
+        self.send(&waiter.pid, |env| {
+            let ok = (atoms::ok(), encode_task(env, task));
+            (waiter.tag.encode(env), ok).encode(env)
+        });
+    }
+
+    /// `{ref, {:done, steps, value | {:error, posix} | :undef, :same | {:state, value}}}`
+    pub fn done(
+        &mut self,
+        waiter: &Waiter,
+        steps: u32,
+        result: &Result<Value, Refusal>,
+        state: Option<&Value>,
+    ) {
+        self.send(&waiter.pid, |env| {
+            let encode = |value| encode(env, value).unwrap_or_else(|| atoms::error().encode(env));
+            let result = match result {
+                Ok(value) => encode(value),
+                Err(Refusal::Errno(errno)) => (atoms::error(), errno_atom(env, *errno)).encode(env),
+                Err(Refusal::Undefined) => atoms::undef().encode(env),
+            };
+            let state = match state {
+                Some(value) => (atoms::state(), encode(value)).encode(env),
+                None => atoms::same().encode(env),
+            };
+            let done = (atoms::done(), steps, result, state);
+            (waiter.tag.encode(env), done).encode(env)
+        });
+    }
+
+    /// `{ref, :ended}`: of a task that is held, whose output is read to its end when it is released.
+    pub fn ended(&mut self, to: &LocalPid, tag: &Tag) {
+        self.send(to, |env| (tag.encode(env), atoms::ended()).encode(env));
+    }
+
+    /// `{ref, :stopped}`
+    pub fn stopped(&mut self, waiter: &Waiter) {
+        self.send(&waiter.pid, |env| {
+            (waiter.tag.encode(env), atoms::stopped()).encode(env)
+        });
+    }
+
     /// `{ref, :written}` or `{ref, {:error, :epipe}}`
     pub fn written(&mut self, waiter: &Waiter, result: Result<(), ()>) {
         self.send(&waiter.pid, |env| {
@@ -140,6 +217,24 @@ impl Notifier {
             (waiter.tag.encode(env), result).encode(env)
         });
     }
+}
+
+type Task = ResourceArc<TaskHandle>;
+
+/// `%Stdio.Task{ref: …}`: the resource's term is a reference.
+pub fn encode_task<'a>(env: Env<'a>, task: &Task) -> Term<'a> {
+    let pairs = [
+        (atoms::__struct__(), atoms::task_module().encode(env)),
+        (atoms::ref_(), task.encode(env)),
+    ];
+    Term::map_from_pairs(env, &pairs).unwrap_or_else(|_| atoms::error().encode(env))
+}
+
+/// `:sigterm` for 15; a real-time signal is `:unknown`.
+fn encode_signal(env: Env<'_>, signal: i32) -> Term<'_> {
+    Atom::from_str(env, &constant::signal_name(signal))
+        .unwrap_or_else(|_| atoms::error())
+        .to_term(env)
 }
 
 fn encode_stage(env: Env<'_>, stage: Stage) -> Term<'_> {
@@ -159,7 +254,7 @@ fn encode_exit(env: Env<'_>, exit: Exit) -> Term<'_> {
 }
 
 /// In the order of CONTRACT's map; Elixir names the fields.
-fn encode_usage<'a>(env: Env<'a>, usage: &Usage) -> Term<'a> {
+pub fn encode_usage<'a>(env: Env<'a>, usage: &Usage) -> Term<'a> {
     let fields = [
         usage.utime_us,
         usage.stime_us,

@@ -91,6 +91,10 @@ impl Stdin {
         self.fd.as_ref()
     }
 
+    pub fn is_open(&self) -> bool {
+        self.fd.is_some() && !self.closing
+    }
+
     pub fn stopped_early(&self) -> bool {
         self.stopped_early
     }

@@ -22,12 +22,15 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use once_cell::sync::Lazy;
+use rustler::{LocalPid, ResourceArc};
 use stdio_protocol::channel;
-use stdio_protocol::message::{Escalation, FromLauncher, RootId};
+use stdio_protocol::message::{Escalation, Exit, FromLauncher, RootId, TaskId, Usage};
 
 use crate::launcher::{Launcher, ANSWER_DEADLINE};
-use crate::notify::Notifier;
+use crate::node::Served;
+use crate::notify::{Notifier, Waiter};
 use crate::session::{After, Alarm, Session};
+use crate::task::TaskHandle;
 
 /// One thread saturates a core at several GB/s; the second keeps one flood from delaying all.
 const THREADS: usize = 2;
@@ -50,10 +53,12 @@ pub enum Role {
     Stdin,
     Stdout,
     Stderr,
+    /// The control socket of a task that serves requests.
+    Node,
 }
 
 impl Role {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Wake,
         Self::Launcher,
         Self::Root,
@@ -61,6 +66,7 @@ impl Role {
         Self::Stdin,
         Self::Stdout,
         Self::Stderr,
+        Self::Node,
     ];
 
     /// The number that epoll keeps: the session's id, and in the lowest three bits the role.
@@ -84,9 +90,19 @@ pub enum Command {
     OwnerDown(RootId),
     Launcher(Arc<Launcher>),
     FlushLauncher,
-    RootExited(RootId),
+    RootExited(RootId, Exit, Box<Usage>),
     RootFailed(RootId, i32),
     LauncherLost,
+    AddNode(ResourceArc<TaskHandle>),
+    /// It was never born.
+    ForgetNode(TaskId),
+    /// Requests wait for room.
+    FlushNode(TaskId),
+    NodeExited(TaskId, Exit, Box<Usage>),
+    NodeOwnerDown(TaskId, LocalPid),
+    StopNode(ResourceArc<TaskHandle>, Waiter),
+    ReleaseNode(TaskId),
+    TerminateNode(TaskId, Escalation),
 }
 
 /// One I/O thread, as others see it.
@@ -150,6 +166,8 @@ impl Shard {
             shard: shard.clone(),
             inbox,
             sessions: HashMap::new(),
+            nodes: HashMap::new(),
+            receiver: channel::Receiver::with_body(),
             alarms: BinaryHeap::new(),
             notifier: Notifier::new(),
             launchers: Vec::new(),
@@ -196,8 +214,10 @@ struct Thread {
     shard: Arc<Shard>,
     inbox: Receiver<Command>,
     sessions: HashMap<RootId, Session>,
+    nodes: HashMap<TaskId, ResourceArc<TaskHandle>>,
     alarms: BinaryHeap<Reverse<(Instant, RootId, Alarm)>>,
     notifier: Notifier,
+    receiver: channel::Receiver,
     /// The launcher whose socket this thread serves, and earlier ones that are ending.
     launchers: Vec<(Arc<Launcher>, u32)>,
     /// An alarm is set for what launchers' sockets did not take.
@@ -247,6 +267,7 @@ impl Thread {
             // belongs to a command behind those taken above.
             Role::Wake => {}
             Role::Launcher => self.launcher_readable(),
+            role if self.nodes.contains_key(&id) => self.serve_node(id, |node| node.ready(role)),
             role => self.serve(id, |session, notifier| session.ready(role, notifier)),
         }
     }
@@ -278,7 +299,14 @@ impl Thread {
                 session.terminate(escalation, notifier)
             }),
             Command::OwnerDown(id) => self.serve(id, Session::owner_down),
-            Command::RootExited(id) => self.serve(id, Session::root_exited),
+            Command::RootExited(id, exit, usage) if self.nodes.contains_key(&id) => {
+                self.serve_node(id, |node| node.ended(exit, *usage));
+            }
+            Command::RootExited(id, ..) => self.serve(id, Session::root_exited),
+            Command::RootFailed(id, _) if self.nodes.contains_key(&id) => {
+                let killed = Exit::Signal(libc::SIGKILL);
+                self.serve_node(id, |node| node.ended(killed, Usage::default()));
+            }
             Command::RootFailed(id, errno) => {
                 self.serve(id, |session, notifier| session.root_failed(errno, notifier))
             }
@@ -287,6 +315,31 @@ impl Thread {
                 for id in ids {
                     self.serve(id, Session::launcher_lost);
                 }
+                let ids: Vec<_> = self.nodes.keys().copied().collect();
+                for id in ids {
+                    self.serve_node(id, |node| node.launcher_lost());
+                }
+            }
+            Command::AddNode(task) => {
+                let id = task.node.id;
+                let registered = task.node.register();
+                let launcher = task.node.launcher.clone();
+                self.nodes.insert(id, task);
+                if registered.is_err() {
+                    self.serve_node(id, |node| node.end(None));
+                }
+                launcher.prepare_spare();
+            }
+            Command::ForgetNode(id) => drop(self.nodes.remove(&id)),
+            Command::FlushNode(id) => self.set(id, Instant::now() + RETRY, Alarm::Send),
+            Command::NodeExited(id, exit, usage) => {
+                self.serve_node(id, |node| node.ended(exit, *usage));
+            }
+            Command::NodeOwnerDown(id, pid) => self.serve_node(id, |node| node.owner_down(pid)),
+            Command::StopNode(task, waiter) => self.stop_node(&task, waiter),
+            Command::ReleaseNode(id) => self.serve_node(id, |node| node.release()),
+            Command::TerminateNode(id, escalation) => {
+                self.serve_node(id, |node| node.terminate(escalation));
             }
             Command::Launcher(launcher) => {
                 if self.watch(&launcher).is_err() {
@@ -330,6 +383,38 @@ impl Thread {
         }
     }
 
+    fn serve_node(&mut self, id: TaskId, step: impl FnOnce(&mut Served<'_>) -> After) {
+        let Some(handle) = self.nodes.get(&id).cloned() else {
+            return;
+        };
+        let mut served = Served {
+            handle: &handle,
+            notifier: &mut self.notifier,
+            receiver: &mut self.receiver,
+        };
+        match catch_unwind(AssertUnwindSafe(|| step(&mut served))) {
+            Ok(After::Wait) => {}
+            Ok(After::Alarm(delay, alarm)) => self.set(id, Instant::now() + delay, alarm),
+            Ok(After::Done) | Err(_) => drop(self.nodes.remove(&id)),
+        }
+    }
+
+    /// Also for a task that is dead: its stopper waits for the answer.
+    fn stop_node(&mut self, task: &ResourceArc<TaskHandle>, waiter: Waiter) {
+        if self.nodes.contains_key(&task.node.id) {
+            self.serve_node(task.node.id, |node| node.end(Some(waiter)));
+        } else {
+            self.notifier.stopped(&waiter);
+        }
+    }
+
+    fn flush_node(&mut self, id: TaskId, now: Instant) {
+        let left = self.nodes.get(&id).is_some_and(|task| task.node.flush());
+        if left {
+            self.set(id, now + RETRY, Alarm::Send);
+        }
+    }
+
     fn set(&mut self, id: RootId, at: Instant, alarm: Alarm) {
         self.alarms.push(Reverse((at, id, alarm)));
     }
@@ -353,6 +438,10 @@ impl Thread {
                     }
                 }
                 Alarm::Reap => self.reap_launchers(now),
+                Alarm::Send if self.nodes.contains_key(&id) => self.flush_node(id, now),
+                alarm if self.nodes.contains_key(&id) => {
+                    self.serve_node(id, |node| node.alarm(alarm));
+                }
                 alarm => self.serve(id, |session, notifier| session.alarm(alarm, notifier)),
             }
         }
@@ -402,7 +491,9 @@ impl Thread {
 
 fn forward(message: FromLauncher) {
     let (id, command) = match message {
-        FromLauncher::Exited { id } => (id, Command::RootExited(id)),
+        FromLauncher::Exited { id, exit, usage } => {
+            (id, Command::RootExited(id, exit, Box::new(usage)))
+        }
         FromLauncher::ForkFailed { id, errno } => (id, Command::RootFailed(id, errno)),
         FromLauncher::Hello { .. } => return,
     };

@@ -46,6 +46,12 @@ pub enum Alarm {
     Start,
     /// The start message did not fit.
     Send,
+    /// A pipe is still open after the end of a task.
+    Escaped,
+    /// A task's program has had its time.
+    Deadline,
+    /// A task's program has had its grace.
+    Grace,
     /// A program died in set-up, and by now it is known whether the launcher did.
     Doubt,
     /// Nor did the message that ends the program.
@@ -186,7 +192,7 @@ impl Session {
             Role::Stdout => self.read_output(role, Stream::Stdout, notifier),
             Role::Stderr => self.read_output(role, Stream::Stderr, notifier),
             Role::Stdin => self.shared.stdin().flush(notifier),
-            Role::Wake | Role::Launcher => {}
+            Role::Wake | Role::Launcher | Role::Node => {}
         }
         self.settle(notifier)
     }
@@ -274,7 +280,12 @@ impl Session {
                 self.root = None;
                 self.progress.root_gone = true;
             }
-            Alarm::Doubt | Alarm::Flush | Alarm::Reap => {}
+            Alarm::Doubt
+            | Alarm::Escaped
+            | Alarm::Deadline
+            | Alarm::Grace
+            | Alarm::Flush
+            | Alarm::Reap => {}
         }
         self.settle(notifier)
     }

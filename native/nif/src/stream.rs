@@ -16,8 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{open, OFlag};
-use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 use rustler::{
     Atom, Binary, Encoder, Env, LocalPid, Monitor, OwnedBinary, Reference, Resource, ResourceArc,
@@ -25,14 +23,13 @@ use rustler::{
 };
 use stdio_protocol::channel::{self, is_busy, Datagram};
 use stdio_protocol::message::{Escalation, RootId, ToRoot};
-use stdio_protocol::value::BadArgument;
 
 use crate::launcher::{self, Launcher, Root};
 use crate::notify::{Tag, Waiter};
 use crate::pipe::{Chunk, Outputs, Stdin, Stream, Written};
 use crate::reactor::{self, Command, Role, Shard};
 use crate::session::{Ownership, Progress, Session, Unsent};
-use crate::spec::{errno_atom, BadStep, Spec, StderrMode, StdinMode};
+use crate::spec::{bad_step, errno_atom, Spec, StderrMode, StdinMode};
 use crate::{atoms, fd, session};
 
 /// What a program's handle and its session have in common.
@@ -102,19 +99,12 @@ struct Connections {
 impl Connections {
     fn new(spec: &Spec<'_>) -> Result<Self, Errno> {
         let (task, task_peer) = channel::pair()?;
-        let null = || {
-            open(
-                c"/dev/null",
-                OFlag::O_RDWR | OFlag::O_CLOEXEC,
-                Mode::empty(),
-            )
-        };
         let (stdin_end, stdin) = match spec.stdin {
             StdinMode::Pipe => {
                 let (read, write) = fd::pipe()?;
                 (read, Some(ours(write)?))
             }
-            StdinMode::Null => (null()?, None),
+            StdinMode::Null => (fd::null()?, None),
         };
         let (stdout, stdout_end) = fd::pipe()?;
         let (stderr, stderr_end) = match spec.stderr {
@@ -123,7 +113,7 @@ impl Connections {
                 (Some(ours(read)?), write)
             }
             StderrMode::Stdout => (None, stdout_end.try_clone().map_err(|_| Errno::EMFILE)?),
-            StderrMode::Null => (None, null()?),
+            StderrMode::Null => (None, fd::null()?),
         };
         let pipes = [
             (&stdin_end, spec.stdin == StdinMode::Pipe),
@@ -170,14 +160,7 @@ fn spawn_large<'a>(env: Env<'a>, spec: Spec<'a>, reference: Reference<'a>) -> Te
 fn spawn_program<'a>(env: Env<'a>, spec: &Spec<'a>, reference: Reference<'a>) -> Term<'a> {
     let start = match spec.start(env) {
         Ok(start) => start,
-        Err(BadStep { index, reason }) => {
-            let reason = match reason {
-                BadArgument::Type(position) => (atoms::badarg(), position).encode(env),
-                BadArgument::UnknownConstant(_) => atoms::enotsup().encode(env),
-                BadArgument::Undefined => atoms::undef().encode(env),
-            };
-            return (atoms::error(), (atoms::step(), index, reason)).encode(env);
-        }
+        Err(bad) => return bad_step(env, bad),
     };
     let Some(launcher) = launcher::current() else {
         return (atoms::error(), atoms::launcher()).encode(env);

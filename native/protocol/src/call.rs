@@ -5,7 +5,12 @@
 //! Elixir's arguments, the names for error messages and [`TABLE`] for the documentation.
 //! The helper's dispatch matches on the enum, so a row without an implementation does not build.
 
-use crate::value::{BadArgument, FromValue, Limit, Mismatch, Path, Prio, Resource, Signal, Value};
+use crate::value::{
+    BadArgument, Capability, CloneFlags, Cstruct, Data, FcntlCommand, FileFlags, FromValue,
+    Ignored, IoctlRequest, Limit, Mismatch, MountFlags, Path, PrctlOption, Prio, PtrArg,
+    PtraceRequest, Resource, SeccompFlags, SeccompOperation, Signal, Socket, Text, Timeout, Value,
+    WaitFlags,
+};
 
 /// A row of the table, for documentation.
 #[derive(Debug)]
@@ -13,11 +18,26 @@ pub struct Row {
     pub name: &'static str,
     /// Names and shapes.
     pub arguments: &'static [(&'static str, &'static str)],
+    /// How many of the last arguments may be left out.
+    pub optional: usize,
     pub doc: &'static str,
 }
 
+impl Row {
+    /// Whether Elixir may call it with this many arguments.
+    pub fn takes(&self, arity: usize) -> bool {
+        let most = self.arguments.len();
+        (most - self.optional..=most).contains(&arity)
+    }
+}
+
+/// `name => Variant(argument: Type, …);`, where `argument: Type = value` may be left out, as may
+/// all after it.
 macro_rules! calls {
-    ($(#[doc = $doc:literal] $name:ident => $variant:ident($($arg:ident: $type:ty),*);)*) => {
+    ($(
+        #[doc = $doc:literal]
+        $name:ident => $variant:ident($($arg:ident: $type:ty $(= $default:expr)?),* $(,)?);
+    )*) => {
         /// One system call, or a fixed short sequence of them, with checked arguments.
         #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
         pub enum Call {
@@ -27,15 +47,18 @@ macro_rules! calls {
         impl Call {
             /// Builds the call that Elixir names, or says which argument is at fault.
             pub fn decode(name: &str, arguments: Vec<Value>) -> Result<Self, BadArgument> {
+                let arity = arguments.len();
+                if !TABLE.iter().any(|row| row.name == name && row.takes(arity)) {
+                    return Err(BadArgument::Undefined);
+                }
                 match name {
                     $(stringify!($name) => {
-                        const ARITY: usize = <[&str]>::len(&[$(stringify!($arg)),*]);
-                        if arguments.len() != ARITY {
-                            return Err(BadArgument::Undefined);
-                        }
                         #[allow(unused_mut, unused_variables)]
                         let mut arguments = arguments.into_iter().enumerate();
-                        Ok(Self::$variant { $($arg: next::<$type>(&mut arguments)?),* })
+                        Ok(Self::$variant { $($arg: {
+                            let default: Option<$type> = None $(.or(Some($default)))?;
+                            next(&mut arguments, default)?
+                        }),* })
                     })*
                     _ => Err(BadArgument::Undefined),
                 }
@@ -51,6 +74,7 @@ macro_rules! calls {
         pub const TABLE: &[Row] = &[$(Row {
             name: stringify!($name),
             arguments: &[$((stringify!($arg), <$type as FromValue>::SHAPE)),*],
+            optional: 0 $($(+ <[&str]>::len(&[stringify!($default)]))?)*,
             doc: $doc,
         }),*];
     };
@@ -58,8 +82,11 @@ macro_rules! calls {
 
 fn next<T: FromValue>(
     arguments: &mut impl Iterator<Item = (usize, Value)>,
+    default: Option<T>,
 ) -> Result<T, BadArgument> {
-    let (position, value) = arguments.next().ok_or(BadArgument::Undefined)?;
+    let Some((position, value)) = arguments.next() else {
+        return default.ok_or(BadArgument::Undefined);
+    };
     T::from_value(value).map_err(|mismatch| match mismatch {
         Mismatch::Type => BadArgument::Type(position),
         Mismatch::UnknownConstant => BadArgument::UnknownConstant(position),
@@ -67,7 +94,7 @@ fn next<T: FromValue>(
 }
 
 calls! {
-    /// Starts a session and a process group, both led by the task. setsid(2)
+    /// Starts a session and a process group, both led by the task: `{:ok, pid}`. setsid(2)
     setsid => Setsid();
     /// Sets the nice value, -20..19. setpriority(2)
     setpriority => Setpriority(which: Prio, who: u32, priority: i32);
@@ -81,6 +108,147 @@ calls! {
     no_new_privs => NoNewPrivs();
     /// The signal that the kernel sends when the parent ends; `esrch` if it has ended already. PR_SET_PDEATHSIG, prctl(2)
     set_pdeathsig => SetPdeathsig(signal: Signal);
+
+    /// The real user id, bare. getuid(2)
+    getuid => Getuid();
+    /// The real group id, bare. getgid(2)
+    getgid => Getgid();
+    /// The process group, bare. getpgrp(2)
+    getpgrp => Getpgrp();
+    /// The process id as the task sees it, bare: 1 in a new PID namespace. getpid(2)
+    getpid => Getpid();
+    /// `{:ok, real, effective, saved}`. getresuid(2)
+    getresuid => Getresuid();
+    /// `{:ok, real, effective, saved}`. getresgid(2)
+    getresgid => Getresgid();
+    /// `{:ok, pid}` of the session's leader; 0 asks for the task's own. getsid(2)
+    getsid => Getsid(pid: i32);
+    /// Moves a process into a process group. setpgid(2)
+    setpgid => Setpgid(pid: i32, pgid: i32);
+    /// Sets the user ids. setuid(2)
+    setuid => Setuid(uid: u32);
+    /// Sets the group ids. setgid(2)
+    setgid => Setgid(gid: u32);
+    /// Sets the real, effective and saved user id; 4294967295 leaves one as it is. setresuid(2)
+    setresuid => Setresuid(real: u32, effective: u32, saved: u32);
+    /// Sets the real, effective and saved group id; 4294967295 leaves one as it is. setresgid(2)
+    setresgid => Setresgid(real: u32, effective: u32, saved: u32);
+    /// Sets the supplementary groups. setgroups(2)
+    setgroups => Setgroups(groups: Vec<u32>);
+    /// `{:ok, groups}` in the order that the kernel gives. getgroups(2)
+    getgroups => Getgroups();
+    /// `{:ok, %{cur: n, max: n}}`; infinity is 18446744073709551615. getrlimit(2)
+    getrlimit => Getrlimit(resource: Resource);
+    /// `{:ok, name}`. gethostname(2)
+    gethostname => Gethostname();
+    /// Sets the name of the UTS namespace. sethostname(2)
+    sethostname => Sethostname(name: Data);
+    /// `{:ok, path}` of the working directory. getcwd(2)
+    getcwd => Getcwd();
+    /// `{:ok, nice}`, -20..19. getpriority(2)
+    getpriority => Getpriority(which: Prio, who: u32);
+    /// The `KEY=value` strings of the task's environment, bare. environ(7)
+    environ => Environ();
+    /// The value of a variable, bare, or `false`. getenv(3)
+    getenv => Getenv(name: Text);
+    /// Sets a variable; with `overwrite` 0 an existing one stays. setenv(3)
+    setenv => Setenv(name: Text, value: Text, overwrite: i32);
+    /// Removes a variable. unsetenv(3)
+    unsetenv => Unsetenv(name: Text);
+    /// Removes all variables. clearenv(3)
+    clearenv => Clearenv();
+    /// Changes what ps(1) shows as the command line; empty: what it was at first.
+    setproctitle => Setproctitle(title: Data);
+    /// Sends a signal to a process, to a group (-pgid), to the own group (0) or to all (-1). kill(2)
+    kill => Kill(pid: i32, signal: Signal);
+    /// `{:ok, pid, status, [{:exit_status, n} | {:termsig, s} | {:stopsig, s} | :continued]}`. waitpid(2)
+    waitpid => Waitpid(pid: i32, flags: WaitFlags);
+
+    /// `{:ok, result, a2, a3, a4, a5}`, with the final contents of what was passed by address. prctl(2)
+    prctl => Prctl(option: PrctlOption, a2: PtrArg, a3: PtrArg, a4: PtrArg, a5: PtrArg);
+    /// Restricts the system calls of this process and its descendants. seccomp(2), Linux 3.17
+    seccomp => Seccomp(operation: SeccompOperation, flags: SeccompFlags, arguments: Cstruct);
+    /// `{:ok, result, addr, data}`, with the final contents of what was passed by address. ptrace(2)
+    ptrace => Ptrace(request: PtraceRequest, pid: i32, addr: PtrArg, data: PtrArg);
+    /// Moves the task into new namespaces. unshare(2)
+    unshare => Unshare(flags: CloneFlags);
+    /// Moves the task into a namespace that a descriptor names. setns(2)
+    setns => Setns(fd: i32, nstype: CloneFlags = CloneFlags::NONE);
+    /// Mounts; an empty source, type or data is NULL. The last argument is for other systems. mount(2)
+    mount => Mount(
+        source: Text,
+        target: Path,
+        fstype: Text,
+        flags: MountFlags,
+        data: Data,
+        options: Ignored = Ignored,
+    );
+    /// Unmounts. umount(2)
+    umount => Umount(path: Path);
+    /// Unmounts with flags, as `:mnt_detach`. umount2(2)
+    umount2 => Umount2(path: Path, flags: MountFlags);
+    /// Puts a mount in the place of the root mount. pivot_root(2)
+    pivot_root => PivotRoot(new: Path, old: Path);
+    /// Changes the root directory, and nothing else. chroot(2)
+    chroot => Chroot(path: Path);
+
+    /// Binds `source` on `target`, which is looked up with `root` as the root directory: no symbolic link in there leads outside. Flags (`:ms_rdonly`, `:ms_nosuid` …) are added to those the source has; `:ms_rec`, or if the kernel insists: with all that is mounted below. open_tree(2), mount_setattr(2)
+    bind_in => BindIn(root: Path, source: Path, target: Path, flags: MountFlags);
+    /// Makes the file `target`, looked up as in `bind_in`, and binds the character device `source` on it, so that nobody can change its mode or owner. `enoent` if there is no such device.
+    device_in => DeviceIn(root: Path, source: Path, target: Path);
+    /// Mounts a new file system on `target`, looked up as in `bind_in`; the data are its options, with commas between them. fsopen(2)
+    mount_in => MountIn(root: Path, fstype: Text, target: Path, flags: MountFlags, data: Data);
+    /// Mounts proc(5) on `target`, looked up as in `bind_in`. Of what the task may write, that which is the whole system's is made read-only (`sys`, `sysrq-trigger`, `irq`, `bus`).
+    proc_in => ProcIn(root: Path, target: Path, flags: MountFlags);
+    /// Adds flags to the mount at `target`, looked up as in `bind_in`. mount_setattr(2)
+    remount_in => RemountIn(root: Path, target: Path, flags: MountFlags);
+    /// Makes a directory; all but its last name is looked up as in `bind_in`. mkdirat(2)
+    mkdir_in => MkdirIn(root: Path, path: Path, mode: u32);
+    /// Makes a symbolic link at `path`; all but its last name is looked up as in `bind_in`. symlinkat(2)
+    symlink_in => SymlinkIn(root: Path, target: Path, path: Path);
+    /// No later program has other capabilities than these, root's included. PR_CAPBSET_DROP, prctl(2)
+    limit_capabilities => LimitCapabilities(keep: Vec<Capability>);
+
+    /// `{:ok, fd}`; the program does not inherit it. open(2)
+    open => Open(path: Path, flags: FileFlags, mode: u32 = 0);
+    /// Closes a descriptor; those of the helper itself are `ebadf`, here and below. close(2)
+    close => Close(fd: i32);
+    /// `{:ok, data}` of one read(2) of at most 65536 bytes; none at the end.
+    read => Read(fd: i32, count: u64);
+    /// `{:ok, n}` of one write(2) of at most 65536 bytes.
+    write => Write(fd: i32, data: Data);
+    /// Writes to an existing file with one write(2), which must take all of it.
+    write_file => WriteFile(path: Path, data: Data);
+    /// Moves the position: 0 from the start, 1 from where it is, 2 from the end. lseek(2)
+    lseek => Lseek(fd: i32, offset: i64, whence: i32);
+    /// `{:ok, n}`; commands that take an address are `einval`. fcntl(2)
+    fcntl => Fcntl(fd: i32, command: FcntlCommand, argument: i64 = 0);
+    /// `{:ok, names}`, `.` and `..` among them. readdir(3)
+    readdir => Readdir(path: Path);
+    /// Makes a directory. mkdir(2)
+    mkdir => Mkdir(path: Path, mode: u32);
+    /// Removes an empty directory. rmdir(2)
+    rmdir => Rmdir(path: Path);
+    /// Removes a name of a file. unlink(2)
+    unlink => Unlink(path: Path);
+    /// Makes a named pipe. mkfifo(3)
+    mkfifo => Mkfifo(path: Path, mode: u32);
+    /// Sets permission bits. chmod(2)
+    chmod => Chmod(path: Path, mode: u32);
+    /// Sets owner and group; 4294967295 leaves one as it is. chown(2)
+    chown => Chown(path: Path, uid: u32, gid: u32);
+    /// Gives a file another name. link(2)
+    link => Link(old: Path, new: Path);
+    /// Makes a symbolic link at `path`. symlink(2)
+    symlink => Symlink(target: Path, path: Path);
+    /// `{:ok, %{return_value: n, arg: out}}`, with the final contents of what was passed by address. ioctl(2)
+    ioctl => Ioctl(fd: i32, request: IoctlRequest, argument: PtrArg);
+    /// `{:ok, fd}`; the program does not inherit it. socket(2)
+    socket => Socket(domain: Socket, kind: Socket, protocol: Socket);
+    /// Connects a socket; the structure is the address. connect(2)
+    connect => Connect(fd: i32, address: Cstruct);
+    /// `{:ok, readable, writable, exceptional}`; no timeout waits for ever, and so does the task. select(2)
+    select => Select(read: Vec<i32>, write: Vec<i32>, except: Vec<i32>, timeout: Timeout);
 }
 
 #[cfg(test)]
@@ -127,6 +295,36 @@ mod tests {
             Err(BadArgument::Undefined)
         );
         assert_eq!(Call::decode("reboot", vec![]), Err(BadArgument::Undefined));
+    }
+
+    #[test]
+    fn the_last_arguments_of_some_may_be_left_out() {
+        let open = |more: &[Value]| {
+            let path = Value::Bytes(b"/".to_vec());
+            Call::decode("open", [&[path, Value::Int(0)], more].concat())
+        };
+        let expected = |mode| {
+            Ok(Call::Open {
+                path: Path(b"/".to_vec().into()),
+                flags: FileFlags::NONE,
+                mode,
+            })
+        };
+        assert_eq!(open(&[]), expected(0));
+        assert_eq!(open(&[Value::Int(0o600)]), expected(0o600));
+        assert_eq!(
+            open(&[Value::Int(1), Value::Int(1)]),
+            Err(BadArgument::Undefined)
+        );
+        let optional: Vec<_> = TABLE
+            .iter()
+            .filter(|row| row.optional > 0)
+            .map(|row| (row.name, row.arguments.len()))
+            .collect();
+        assert_eq!(
+            optional,
+            [("setns", 2), ("mount", 6), ("open", 3), ("fcntl", 3)]
+        );
     }
 
     #[test]

@@ -203,7 +203,15 @@ impl Receiver {
         }
     }
 
-    /// For the NIF, which takes none: the kernel drops what comes.
+    /// For the NIF's end of a process that serves requests: room for the memfd of a large answer.
+    pub fn with_body() -> Self {
+        Self {
+            rights: nix::cmsg_space!([RawFd; 1]),
+            ..Self::without_fds()
+        }
+    }
+
+    /// For the NIF's other ends, which take none: the kernel drops what comes.
     pub fn without_fds() -> Self {
         Self {
             // One more than allowed, so that an oversized datagram shows.

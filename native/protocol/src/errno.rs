@@ -10,6 +10,19 @@ pub fn name(errno: i32) -> String {
     }
 }
 
+/// `"enoent"` → `2`. No system has reached number 256.
+pub fn number(candidate: &str) -> Option<i32> {
+    if !candidate.starts_with('e') {
+        return None;
+    }
+    (1..256).find(|errno| name(*errno) == candidate)
+}
+
+/// Whether [`name`] can give it.
+pub fn is_name(candidate: &str) -> bool {
+    number(candidate).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -3,14 +3,15 @@
 //! | socket | towards the helper | towards the NIF |
 //! |---|---|---|
 //! | the launcher's (its fd 0) | [`ToLauncher`] | [`FromLauncher`] |
-//! | a root's (one per supervisor) | [`ToRoot`] | [`FromRoot`] |
-//! | a task's | – | [`FromTask`] |
+//! | a root's that runs one program | [`ToRoot`]: [`ToRoot::Start`] | [`FromRoot`] |
+//! | that program's, until it execs | – | [`FromTask`] |
+//! | a root's or task's that serves calls | [`ToRoot`]: the rest | [`FromNode`] |
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::call::Call;
-use crate::value::Limit;
+use crate::value::{Limit, Value};
 
 /// Names one root process, and the stream it serves, for the life of the launcher.
 pub type RootId = u64;
@@ -24,6 +25,8 @@ pub enum ToLauncher {
     Fork { id: RootId },
     /// SIGKILL a root that no longer answers; its tree becomes the launcher's to kill.
     Kill { id: RootId },
+    /// Report the end of this root however it ends: it serves requests, or will be a program.
+    Report { id: RootId },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,9 +38,12 @@ pub enum FromLauncher {
         id: RootId,
         errno: i32,
     },
-    /// A root ended without having said so itself; the orphans that it left are dead too.
+    /// A root ended otherwise than with status 0, or was to be reported; the orphans that it left
+    /// are dead too.
     Exited {
         id: RootId,
+        exit: Exit,
+        usage: Usage,
     },
 }
 
@@ -47,6 +53,165 @@ pub enum ToRoot {
     Start(Box<Start>),
     /// End the program: the signal to its process group, SIGKILL to the tree after the grace.
     Terminate(Escalation),
+    /// Anything else makes the process serve requests, until it execs or ends.
+    Node(Box<ToNode>),
+}
+
+/// Names a task for as long as its tree lives; chosen by the NIF.
+pub type TaskId = u64;
+/// Names a request; the answer carries it.
+pub type Sequence = u64;
+
+/// What a process that serves requests can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToNode {
+    /// Makes a root serve requests. Descriptors: stdin, stdout, stderr, for what it may exec.
+    /// `environ` is the BEAM's environment when it asked. The answer's value is the pid.
+    Root {
+        sequence: Sequence,
+        environ: Vec<ByteBuf>,
+    },
+    /// A child that serves requests too. Descriptors: its control socket, stdin, stdout, stderr.
+    /// `clone` holds CLONE_NEW* flags.
+    Fork {
+        sequence: Sequence,
+        task: TaskId,
+        clone: u64,
+    },
+    /// The steps in order, up to the first one that fails and is not passed over.
+    Batch {
+        sequence: Sequence,
+        steps: Vec<Step>,
+    },
+    Exec {
+        sequence: Sequence,
+        program: Program,
+    },
+    Set {
+        sequence: Sequence,
+        setting: Setting,
+    },
+    /// SIGKILL a child and its descendants.
+    Kill {
+        task: TaskId,
+    },
+    /// Signal the process group that a child leads, else the child alone.
+    Terminate {
+        task: TaskId,
+        signal: i32,
+    },
+    /// SIGKILL every descendant until none is left, for some seconds at most.
+    Reap {
+        sequence: Sequence,
+    },
+    /// Signal these descendants, which another process forked: each is checked to be one.
+    Signal {
+        pids: Vec<i32>,
+        signal: i32,
+    },
+    Exit {
+        status: u8,
+    },
+}
+
+/// The three ways to exec.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Program {
+    /// execve(2). Descriptors: `/dev/null`, if `redirect` asks for it.
+    Path { exec: Exec, redirect: Redirect },
+    /// execvp(3): searched along the PATH of the task's environment, which is the program's.
+    Search { file: ByteBuf, argv: Vec<ByteBuf> },
+    /// fexecve(3)
+    Descriptor {
+        fd: i32,
+        argv: Vec<ByteBuf>,
+        env: Vec<ByteBuf>,
+    },
+}
+
+/// What becomes of the standard streams at exec.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redirect {
+    pub stdin_null: bool,
+    pub stderr_null: bool,
+    pub stderr_to_stdout: bool,
+}
+
+/// What concerns the serving itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Setting {
+    /// Restrict what this process, and its later children, may be asked for.
+    Filter { own: Filter, children: Filter },
+    /// `None` asks only.
+    Sigaction {
+        signal: i32,
+        handler: Option<Handler>,
+    },
+    /// A supervisor's handlers in one step: every signal that can be is forwarded, but those
+    /// which mean a fault of the process itself, and SIGPIPE, SIGCHLD.
+    Forward,
+    /// What the children's groups are sent when the control socket ends.
+    SignalOneOf(i32),
+}
+
+/// Names of calls.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Filter {
+    Unchanged,
+    Deny(Vec<String>),
+    Allow(Vec<String>),
+}
+
+/// What a process does with a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Handler {
+    Default,
+    Ignore,
+    /// The owner is told.
+    Info,
+    /// Every descendant gets it, once.
+    Forward,
+}
+
+/// What a process that serves requests says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromNode {
+    Forked {
+        sequence: Sequence,
+        task: TaskId,
+        /// As this process sees it.
+        pid: i32,
+    },
+    /// What a batch came to: how many steps went well, and the last one's value; or the outcome of
+    /// the next one, which did not: a value other than `:ok` and `{:ok, _}`, or a refusal.
+    /// `state` is what the last of those that went well gave: `:ok`, or the value in `{:ok, _}`.
+    Done {
+        sequence: Sequence,
+        steps: u32,
+        result: Result<Value, Refusal>,
+        state: Option<Value>,
+    },
+    /// The last message before execve; end of file after it means that the program runs.
+    Execing {
+        sequence: Sequence,
+    },
+    /// A child ended; what it left behind of its own is another's to see to.
+    Exited {
+        task: TaskId,
+        exit: Exit,
+        usage: Usage,
+    },
+    Signal {
+        signal: i32,
+        info: ByteBuf,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    Errno(i32),
+    /// Filtered, or not to be had on this system.
+    Undefined,
 }
 
 /// A kill escalation: `signal` first; if that is not SIGKILL, SIGKILL to all after `grace_ms`.

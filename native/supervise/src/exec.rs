@@ -2,10 +2,12 @@
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::sys::stat::{stat, SFlag};
+use serde_bytes::ByteBuf;
 use stdio_protocol::message::Exec;
 
 use crate::sys::{self, Vector};
@@ -24,14 +26,30 @@ enum File {
     Path(CString),
     /// Where to look for it, in order.
     Search(Vec<CString>),
+    /// Close-on-exec, so a `#!` script cannot be run by it: its interpreter could not open it.
+    Descriptor(RawFd),
+}
+
+/// What an open descriptor names. fexecve(3)
+pub fn prepare_descriptor(
+    fd: RawFd,
+    argv: Vec<ByteBuf>,
+    env: Vec<ByteBuf>,
+) -> Result<Prepared, Errno> {
+    Ok(Prepared {
+        file: File::Descriptor(fd),
+        argv: vector(argv)?,
+        env: vector(env)?,
+    })
+}
+
+fn vector(list: Vec<ByteBuf>) -> Result<Vector, Errno> {
+    let strings: Result<Vec<_>, _> = list.into_iter().map(|item| cstring(&item)).collect();
+    Ok(Vector::new(strings?))
 }
 
 /// `EINVAL` for a NUL byte: the NIF lets none through.
 pub fn prepare(exec: Exec) -> Result<Prepared, Errno> {
-    let strings = |list: Vec<serde_bytes::ByteBuf>| -> Result<Vector, Errno> {
-        let strings: Result<Vec<_>, _> = list.into_iter().map(|item| cstring(&item)).collect();
-        Ok(Vector::new(strings?))
-    };
     let file = if exec.search && !exec.file.contains(&b'/') {
         let directories = search_path(&exec.env).split(|byte| *byte == b':');
         // execvp(3): there is no program without a name.
@@ -43,8 +61,8 @@ pub fn prepare(exec: Exec) -> Result<Prepared, Errno> {
     };
     Ok(Prepared {
         file,
-        argv: strings(exec.argv)?,
-        env: strings(exec.env)?,
+        argv: vector(exec.argv)?,
+        env: vector(exec.env)?,
     })
 }
 
@@ -54,6 +72,7 @@ pub fn apply(prepared: &Prepared) -> Result<Infallible, Errno> {
     match &prepared.file {
         File::Path(file) => sys::execve(file, &prepared.argv, &prepared.env),
         File::Search(candidates) => search(candidates, prepared),
+        File::Descriptor(fd) => sys::execve_descriptor(*fd, &prepared.argv, &prepared.env),
     }
 }
 
@@ -79,7 +98,7 @@ fn is_file(path: &CString) -> bool {
         .is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG)
 }
 
-fn search_path(env: &[serde_bytes::ByteBuf]) -> &[u8] {
+fn search_path(env: &[ByteBuf]) -> &[u8] {
     env.iter()
         .find_map(|entry| entry.strip_prefix(b"PATH="))
         .unwrap_or(DEFAULT_PATH)
@@ -105,7 +124,6 @@ fn cstring(bytes: &[u8]) -> Result<CString, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_bytes::ByteBuf;
 
     fn candidates(file: &str, env: &[&str]) -> Vec<CString> {
         let bytes = |text: &str| ByteBuf::from(text.as_bytes().to_vec());
@@ -118,6 +136,7 @@ mod tests {
         match prepared.unwrap().file {
             File::Search(candidates) => candidates,
             File::Path(path) => vec![path],
+            File::Descriptor(_) => unreachable!(),
         }
     }
 

@@ -10,8 +10,8 @@
 //!    closes the lifeline, waits for its
 //!    supervisors to end their trees, kills those that do not, and ends.
 
-use std::collections::HashMap;
 use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -49,8 +49,10 @@ struct Launcher {
     /// `None` once the BEAM is gone.
     lifeline: Option<OwnedFd>,
     roots: HashMap<Pid, RootId>,
+    /// Those whose end is reported even if it is a clean one.
+    reported: HashSet<RootId>,
     /// Ended roots whose orphans are being chased, with the time to give up.
-    chased: Vec<(RootId, Instant)>,
+    chased: Vec<(FromLauncher, Instant)>,
     outbox: VecDeque<Datagram>,
     greeted: bool,
     kill_roots_at: Option<Instant>,
@@ -72,6 +74,7 @@ pub fn run(control: OwnedFd, signals: SignalFd) -> ExitCode {
         lifeline_read,
         lifeline,
         roots: HashMap::new(),
+        reported: HashSet::new(),
         chased: Vec::new(),
         outbox: VecDeque::new(),
         greeted: false,
@@ -101,19 +104,20 @@ impl Launcher {
     /// One round of the event loop.
     fn turn(&mut self, receiver: &mut Receiver) -> Turn {
         let (control, signals, peer_died) = self.wait();
-        if signals {
-            self.drain_signals();
-        }
-        if peer_died {
-            self.begin_shutdown();
-        }
-        if control && self.lifeline.is_some() {
+        // Requests first: what was asked about a root before it ended counts.
+        if (control || signals) && self.lifeline.is_some() {
             match self.receive(receiver) {
                 Ok(None) => {}
                 Ok(Some(control)) => return Turn::Child { control },
                 // The trees of a peer that breaks the protocol end with the lifeline.
                 Err(ProtocolError) => return Turn::End(ExitCode::from(EXIT_PROTOCOL)),
             }
+        }
+        if signals {
+            self.drain_signals();
+        }
+        if peer_died {
+            self.begin_shutdown();
         }
         self.chase_orphans();
         self.flush();
@@ -187,6 +191,10 @@ impl Launcher {
                 self.kill(id);
                 Ok(None)
             }
+            (ToLauncher::Report { id }, None, []) if self.greeted => {
+                self.reported.insert(id);
+                Ok(None)
+            }
             _ => Err(ProtocolError),
         }
     }
@@ -257,8 +265,14 @@ impl Launcher {
                 continue;
             };
             // Status 0: its tree is empty, and it has said so itself.
-            if ended.exit != Exit::Status(0) {
-                self.chased.push((id, Instant::now() + ORPHAN_DEADLINE));
+            let reported = self.reported.remove(&id);
+            if ended.exit != Exit::Status(0) || reported {
+                let exited = FromLauncher::Exited {
+                    id,
+                    exit: ended.exit,
+                    usage: ended.usage,
+                };
+                self.chased.push((exited, Instant::now() + ORPHAN_DEADLINE));
             }
         }
     }
@@ -274,8 +288,8 @@ impl Launcher {
             .into_iter()
             .partition(|(_, give_up)| orphans == 0 || *give_up <= now);
         self.chased = chased;
-        for (id, _) in done {
-            self.send(&FromLauncher::Exited { id });
+        for (exited, _) in done {
+            self.send(&exited);
         }
     }
 

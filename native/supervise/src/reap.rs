@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use nix::unistd::{getpid, Pid};
+use nix::unistd::{getpgid, getpid, getsid, Pid};
 
 use crate::sys;
 
@@ -39,6 +39,68 @@ pub fn kill_children_except(spared: impl Fn(Pid) -> bool) -> usize {
         found += 1;
     }
     found
+}
+
+/// Signals one process, if it is a descendant of this one once its pidfd is open.
+pub fn signal_if_descendant(pid: Pid, signal: i32) {
+    let Ok(pidfd) = sys::pidfd_open(pid) else {
+        return;
+    };
+    let me = getpid();
+    let mut ancestor = sys::parent(pid);
+    while let Some(process) = ancestor {
+        if process == me {
+            let _ = sys::pidfd_send_signal(&pidfd, signal);
+            return;
+        }
+        ancestor = match process.as_raw() {
+            0 | 1 => None,
+            _ => sys::parent(process),
+        };
+    }
+}
+
+/// SIGKILLs an unreaped child of this process with everything below it, in passes, until a walk
+/// finds nothing below it; returns how many processes the last pass found, the child included.
+///
+/// What has left the child's tree by a double fork is the subreaper's. If that is this process, it
+/// is found by its process group or session, as long as it has not left these too.
+pub fn kill_subtree(child: Pid) -> usize {
+    const PASSES: usize = 64;
+    let mut seen = HashSet::new();
+    for _ in 0..PASSES {
+        let mut tree = Tree::walk(child);
+        for orphan in orphans_of(child) {
+            let _ = sys::kill(orphan.as_raw(), libc::SIGKILL);
+            let below = Tree::walk(orphan);
+            for pid in below.direct.iter().chain(&below.deeper) {
+                signal_deeper(*pid, libc::SIGKILL, &below);
+            }
+            // Killed, it may stay as a zombie for a while.
+            if seen.insert(orphan) {
+                tree.direct.push(orphan);
+            }
+        }
+        // From the top, so that what is about to be forked is found below a dead parent.
+        let _ = sys::kill(child.as_raw(), libc::SIGKILL);
+        for pid in tree.direct.iter().chain(&tree.deeper) {
+            signal_deeper(*pid, libc::SIGKILL, &tree);
+        }
+        if tree.direct.is_empty() {
+            break;
+        }
+    }
+    1
+}
+
+/// The direct children of this process that are in the group or the session that `child` leads. It
+/// has not been reaped, so both numbers mean it.
+fn orphans_of(child: Pid) -> Vec<Pid> {
+    let linked = |pid: &Pid| getsid(Some(*pid)) == Ok(child) || getpgid(Some(*pid)) == Ok(child);
+    children_of(getpid())
+        .into_iter()
+        .filter(|pid| *pid != child && linked(pid))
+        .collect()
 }
 
 struct Tree {
@@ -75,7 +137,8 @@ fn signal_deeper(pid: Pid, signal: i32, tree: &Tree) {
     let Ok(pidfd) = sys::pidfd_open(pid) else {
         return;
     };
-    let ours = |parent| parent == tree.root || tree.all.contains(&parent);
+    // Its parent may have been killed since the walk, and then it is this process's.
+    let ours = |parent| parent == tree.root || parent == getpid() || tree.all.contains(&parent);
     if sys::parent(pid).is_some_and(ours) {
         let _ = sys::pidfd_send_signal(&pidfd, signal);
     }

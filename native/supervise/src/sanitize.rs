@@ -24,11 +24,11 @@ pub fn block_signals() {
 /// Where the blocked signals are read. It reports those of whichever process reads it, so
 /// supervisors use the one they inherit (signalfd(2), "fork(2) semantics"; with poll, not epoll).
 pub fn signal_descriptor() -> SignalFd {
-    SignalFd::with_flags(
-        &SigSet::all(),
-        SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
-    )
-    .unwrap_or_else(|errno| sys::die("signalfd", errno))
+    signal_descriptor_for(&SigSet::all()).unwrap_or_else(|errno| sys::die("signalfd", errno))
+}
+
+pub fn signal_descriptor_for(signals: &SigSet) -> Result<SignalFd, nix::errno::Errno> {
+    SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
 /// A closed descriptor among 0-2 would be given to the next thing opened, and written to.

@@ -21,11 +21,11 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::{getegid, geteuid, getpgid, getpid, pipe2, write, Pid};
 use stdio_protocol::channel::{self, Receiver};
 use stdio_protocol::message::{
-    Escalation, Exit, FromRoot, FromTask, Plan, Stage, Start, ToRoot, Usage,
+    Escalation, Exit, FromRoot, FromTask, Plan, Stage, Start, ToNode, ToRoot, Usage,
 };
 
 use crate::sys::{self, Fork};
-use crate::{exec, reap, task, EXIT_PROTOCOL};
+use crate::{exec, node, reap, task, EXIT_PROTOCOL};
 
 /// Unkillable processes (another user's, behind a setuid program) are given up on after this.
 const TEARDOWN_DEADLINE: Duration = Duration::from_secs(5);
@@ -49,6 +49,8 @@ pub struct Inherited {
 
 struct Supervisor {
     inherited: Inherited,
+    /// The first request of a root that is to serve requests instead.
+    node: Option<(ToNode, Vec<OwnedFd>)>,
     /// False once nobody reads reports any more.
     connected: bool,
     program: Option<Program>,
@@ -95,6 +97,7 @@ pub fn run(inherited: Inherited) -> ! {
     }
     let mut supervisor = Supervisor {
         inherited,
+        node: None,
         connected: true,
         program: None,
         phase: Phase::Running { deadline: None },
@@ -105,6 +108,9 @@ pub fn run(inherited: Inherited) -> ! {
     // Often the start is there already.
     supervisor.receive();
     loop {
+        if let Some((message, fds)) = supervisor.node.take() {
+            node::serve_root(supervisor.inherited, message, fds);
+        }
         supervisor.turn();
     }
 }
@@ -215,7 +221,12 @@ impl Supervisor {
                 (ToRoot::Terminate(escalation), fds) if fds.is_empty() => {
                     self.end_program(escalation);
                 }
-                (ToRoot::Start(_) | ToRoot::Terminate(_), _) => self.protocol_error(),
+                (ToRoot::Node(message), fds) if self.program.is_none() => {
+                    self.node = Some((*message, fds));
+                }
+                (ToRoot::Start(_) | ToRoot::Terminate(_) | ToRoot::Node(_), _) => {
+                    self.protocol_error();
+                }
             },
             Ok(None) => {
                 self.connected = false;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -46,11 +46,13 @@ pub fn run(prepared: Prepared, descriptors: Descriptors, parent: Pid) -> ! {
     let Some(pid) = read_pid(&go_ahead) else {
         sys::exit(1)
     };
-    let context = Context {
+    let mut context = Context {
         parent: (!prepared.namespaces.pid).then_some(parent),
+        environ: Vec::new(),
+        protected: vec![control.as_raw_fd()],
     };
     let Failure(stage, errno) = setup(prepared.own_ids)
-        .and_then(|()| steps(&prepared.steps, &context))
+        .and_then(|()| steps(&prepared.steps, &mut context))
         .and_then(|()| become_program(&prepared.exec, control.as_fd(), pid))
         .map_or_else(|failure| failure, |never| match never {});
     let failed = FromTask::Failed {
@@ -63,7 +65,7 @@ pub fn run(prepared: Prepared, descriptors: Descriptors, parent: Pid) -> ! {
 
 /// Descriptors 0-2 are the program's, 3 and 4 ours and close-on-exec; all others are closed.
 /// The parent's control socket was fd 0, so it goes with the first step.
-fn arrange(descriptors: Descriptors) -> Result<(OwnedFd, OwnedFd), Errno> {
+pub fn arrange(descriptors: Descriptors) -> Result<(OwnedFd, OwnedFd), Errno> {
     dup2_stdin(&descriptors.stdin)?;
     dup2_stdout(&descriptors.stdout)?;
     dup2_stderr(&descriptors.stderr)?;
@@ -74,7 +76,7 @@ fn arrange(descriptors: Descriptors) -> Result<(OwnedFd, OwnedFd), Errno> {
     sys::keep_two(descriptors.control, descriptors.go_ahead)
 }
 
-fn read_pid(mut go_ahead: &File) -> Option<i32> {
+pub fn read_pid(mut go_ahead: &File) -> Option<i32> {
     let mut pid = [0; 4];
     go_ahead.read_exact(&mut pid).ok()?;
     Some(i32::from_ne_bytes(pid))
@@ -91,10 +93,10 @@ fn setup(own_ids: Option<(Uid, Gid)>) -> Result<(), Failure> {
         .map_err(|errno| Failure(Stage::Setup, errno))
 }
 
-fn steps(steps: &[Step], context: &Context) -> Result<(), Failure> {
+fn steps(steps: &[Step], context: &mut Context) -> Result<(), Failure> {
     for (index, step) in (0..).zip(steps) {
         match call::apply(&step.call, context) {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(_) if !step.errexit => {}
             Err(errno) if step.ignore.contains(&(errno as i32)) => {}
             Err(errno) => return Err(Failure(Stage::Step(index), errno)),

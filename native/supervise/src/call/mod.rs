@@ -1,63 +1,153 @@
-//! What a step of a plan does, in the task, before exec.
+//! What a call does, in the task, before exec.
+//!
+//! | file | calls |
+//! |---|---|
+//! | `process` | ids, limits, environment, signals, children |
+//! | `isolation` | namespaces, mounts, prctl, seccomp, ptrace |
+//! | `file` | paths, descriptors, sockets |
+//! | `mount` | what is built below a directory that becomes the root |
+
+mod file;
+mod isolation;
+mod mount;
+mod process;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
-use nix::sys::prctl;
-use nix::unistd::{
-    chdir, geteuid, getppid, setgroups, setresgid, setresuid, setsid, Gid, Pid, Uid,
-};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use nix::unistd::Pid;
 use stdio_protocol::call::Call;
+use stdio_protocol::value::{Path, Value};
 
-use crate::sys;
-
-/// What a task knows about its birth.
+/// What calls need to know of the task, and what they change of it.
+#[derive(Default)]
 pub struct Context {
     /// The parent's pid as getppid(2) will give it; `None` across a PID namespace.
     pub parent: Option<Pid>,
+    /// The environment that calls see, `KEY=value` each.
+    pub environ: Vec<Vec<u8>>,
+    /// Descriptors that the helper itself uses: to calls they do not exist.
+    pub protected: Vec<RawFd>,
+}
+
+impl Context {
+    /// A descriptor that calls may use.
+    fn own(&self, fd: RawFd) -> Result<RawFd, Errno> {
+        match self.protected.contains(&fd) {
+            true => Err(Errno::EBADF),
+            false => Ok(fd),
+        }
+    }
 }
 
 /// Runs one call in this process. Every call was checked when it was decoded.
-pub fn apply(call: &Call, context: &Context) -> Result<(), Errno> {
+#[rustfmt::skip]
+pub fn apply(call: &Call, context: &mut Context) -> Result<Value, Errno> {
     match call {
-        Call::Setsid {} => setsid().map(drop),
-        Call::Setpriority {
-            which,
-            who,
-            priority,
-        } => sys::setpriority(which.0, *who, *priority),
-        Call::Chdir { path } => chdir(OsStr::from_bytes(&path.0)),
-        Call::Setrlimit { resource, limit } => sys::setrlimit(resource.0, *limit),
-        Call::Setugid { uid, gid, groups } => setugid(*uid, *gid, groups),
-        Call::NoNewPrivs {} => prctl::set_no_new_privs(),
-        Call::SetPdeathsig { signal } => set_pdeathsig(signal.0, context),
+        Call::Setsid {} => process::setsid(),
+        Call::Setpriority { which, who, priority } => process::setpriority(which.0, *who, *priority),
+        Call::Chdir { path } => file::chdir(path),
+        Call::Setrlimit { resource, limit } => process::setrlimit(resource.0, *limit),
+        Call::Setugid { uid, gid, groups } => process::setugid(*uid, *gid, groups),
+        Call::NoNewPrivs {} => isolation::no_new_privs(),
+        Call::SetPdeathsig { signal } => isolation::set_pdeathsig(signal.0, context),
+
+        Call::Getuid {} => process::getuid(),
+        Call::Getgid {} => process::getgid(),
+        Call::Getpgrp {} => process::getpgrp(),
+        Call::Getpid {} => process::getpid(),
+        Call::Getresuid {} => process::getresuid(),
+        Call::Getresgid {} => process::getresgid(),
+        Call::Getsid { pid } => process::getsid(*pid),
+        Call::Setpgid { pid, pgid } => process::setpgid(*pid, *pgid),
+        Call::Setuid { uid } => process::setuid(*uid),
+        Call::Setgid { gid } => process::setgid(*gid),
+        Call::Setresuid { real, effective, saved } => process::setresuid(*real, *effective, *saved),
+        Call::Setresgid { real, effective, saved } => process::setresgid(*real, *effective, *saved),
+        Call::Setgroups { groups } => process::setgroups(groups),
+        Call::Getgroups {} => process::getgroups(),
+        Call::Getrlimit { resource } => process::getrlimit(resource.0),
+        Call::Gethostname {} => process::gethostname(),
+        Call::Sethostname { name } => process::sethostname(&name.0),
+        Call::Getcwd {} => file::getcwd(),
+        Call::Getpriority { which, who } => process::getpriority(which.0, *who),
+        Call::Environ {} => process::environ(context),
+        Call::Getenv { name } => process::getenv(context, &name.0),
+        Call::Setenv { name, value, overwrite } => process::setenv(context, &name.0, &value.0, *overwrite != 0),
+        Call::Unsetenv { name } => process::unsetenv(context, &name.0),
+        Call::Clearenv {} => process::clearenv(context),
+        Call::Setproctitle { title } => process::setproctitle(&title.0),
+        Call::Kill { pid, signal } => process::kill(*pid, signal.0),
+        Call::Waitpid { pid, flags } => process::waitpid(*pid, *flags),
+
+        Call::Prctl { option, a2, a3, a4, a5 } => isolation::prctl(option.0, [a2, a3, a4, a5]),
+        Call::Seccomp { operation, flags, arguments } => isolation::seccomp(operation.0, *flags, arguments),
+        Call::Ptrace { request, pid, addr, data } => isolation::ptrace(request.0, *pid, addr, data),
+        Call::Unshare { flags } => isolation::unshare(*flags),
+        Call::Setns { fd, nstype } => isolation::setns(context.own(*fd)?, *nstype),
+        Call::Mount { source, target, fstype, flags, data, options: _ } => isolation::mount(source, target, fstype, *flags, data),
+        Call::Umount { path } => isolation::umount(path, 0),
+        Call::Umount2 { path, flags } => isolation::umount(path, flags.as_int()),
+        Call::PivotRoot { new, old } => isolation::pivot_root(new, old),
+        Call::Chroot { path } => isolation::chroot(path),
+
+        Call::BindIn { root, source, target, flags } => mount::bind_in(root, source, target, *flags),
+        Call::DeviceIn { root, source, target } => mount::device_in(root, source, target),
+        Call::MountIn { root, fstype, target, flags, data } => mount::mount_in(root, &fstype.0, target, *flags, data),
+        Call::ProcIn { root, target, flags } => mount::proc_in(root, target, *flags),
+        Call::RemountIn { root, target, flags } => mount::remount_in(root, target, *flags),
+        Call::MkdirIn { root, path, mode } => mount::mkdir_in(root, path, *mode),
+        Call::SymlinkIn { root, target, path } => mount::symlink_in(root, target, path),
+        Call::LimitCapabilities { keep } => isolation::limit_capabilities(keep),
+
+        Call::Open { path, flags, mode } => file::open(path, *flags, *mode),
+        Call::Close { fd } => file::close(context.own(*fd)?),
+        Call::Read { fd, count } => file::read(context.own(*fd)?, *count),
+        Call::Write { fd, data } => file::write(context.own(*fd)?, &data.0),
+        Call::WriteFile { path, data } => file::write_file(path, &data.0),
+        Call::Lseek { fd, offset, whence } => file::lseek(context.own(*fd)?, *offset, *whence),
+        Call::Fcntl { fd, command, argument } => file::fcntl(context.own(*fd)?, command.0, *argument),
+        Call::Readdir { path } => file::readdir(path),
+        Call::Mkdir { path, mode } => file::mkdir(path, *mode),
+        Call::Rmdir { path } => file::rmdir(path),
+        Call::Unlink { path } => file::unlink(path),
+        Call::Mkfifo { path, mode } => file::mkfifo(path, *mode),
+        Call::Chmod { path, mode } => file::chmod(path, *mode),
+        Call::Chown { path, uid, gid } => file::chown(path, *uid, *gid),
+        Call::Link { old, new } => file::link(old, new),
+        Call::Symlink { target, path } => file::symlink(target, path),
+        Call::Ioctl { fd, request, argument } => file::ioctl(context.own(*fd)?, request.0, argument),
+        Call::Socket { domain, kind, protocol } => file::socket(domain.0, kind.0, protocol.0),
+        Call::Connect { fd, address } => file::connect(context.own(*fd)?, address),
+        Call::Select { read, write, except, timeout } => file::select(context, [read, write, except], timeout.0),
     }
 }
 
-/// Groups first and the user id last, while root still may.
-fn setugid(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Errno> {
-    if !geteuid().is_root() {
-        return Ok(());
-    }
-    let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    setgroups(&groups)?;
-    setresgid(gid, gid, gid)?;
-    setresuid(uid, uid, uid)?;
-    // The forbidden thing must not work.
-    let root = Uid::from_raw(0);
-    if !uid.is_root() && setresuid(root, root, root).is_ok() {
-        return Err(Errno::EPERM);
-    }
-    Ok(())
+fn ok() -> Result<Value, Errno> {
+    Ok(Value::atom("ok"))
 }
 
-/// The signal is sent when the parent ends from now on; if it has ended before, `ESRCH`.
-fn set_pdeathsig(signal: i32, context: &Context) -> Result<(), Errno> {
-    let signal = nix::sys::signal::Signal::try_from(signal)?;
-    prctl::set_pdeathsig(signal)?;
-    match context.parent {
-        Some(parent) if getppid() != parent => Err(Errno::ESRCH),
-        _ => Ok(()),
-    }
+fn int(number: impl Into<i128>) -> Value {
+    Value::Int(number.into())
+}
+
+/// `{:ok, value}`
+fn ok_value(value: Value) -> Result<Value, Errno> {
+    Ok(Value::ok_with([value]))
+}
+
+fn os(path: &Path) -> &OsStr {
+    OsStr::from_bytes(&path.0)
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString, Errno> {
+    CString::new(bytes).map_err(|_| Errno::EINVAL)
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

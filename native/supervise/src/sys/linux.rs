@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::ffi::{c_int, c_long, c_uint, CStr, CString};
 use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use nix::errno::Errno;
+use nix::sys::signalfd::siginfo;
 use nix::unistd::Pid;
 use stdio_protocol::message::{Exit, Namespaces, Usage};
 use stdio_protocol::value::Limit;
@@ -72,10 +73,19 @@ pub fn needs_user_namespace(namespaces: Namespaces) -> bool {
     namespaces.user_if_unprivileged && !nix::unistd::geteuid().is_root()
 }
 
-/// clone3(2), Linux 5.3, with SIGCHLD and new namespaces.
-///
-/// The raw call skips the C library's fork handlers. The process has one thread, so its
-/// allocator cannot be caught in the middle, and the child may allocate.
+/// The flags of clone(2) that make namespaces; nothing else may come from outside.
+const NAMESPACES: c_int = libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET;
+/// CLONE_NEWTIME shares its bit with the exit signal mask of the old clone(2).
+const CLONE_NEWTIME: u64 = 0x80;
+pub const CLONE_NEWPID: u64 = libc::CLONE_NEWPID.unsigned_abs() as u64;
+
+/// A fork into the new namespaces that a plan asks for.
 pub fn fork(namespaces: Namespaces) -> Result<Fork, Errno> {
     let mut flags = 0;
     if namespaces.net {
@@ -87,9 +97,20 @@ pub fn fork(namespaces: Namespaces) -> Result<Fork, Errno> {
     if needs_user_namespace(namespaces) {
         flags |= libc::CLONE_NEWUSER;
     }
+    clone(u64::from(flags.unsigned_abs()))
+}
+
+/// clone3(2), Linux 5.3, with SIGCHLD and new namespaces; `EINVAL` for any other flag.
+///
+/// The raw call skips the C library's fork handlers. The process has one thread, so its
+/// allocator cannot be caught in the middle, and the child may allocate.
+pub fn clone(flags: u64) -> Result<Fork, Errno> {
+    if flags & !(u64::from(NAMESPACES.unsigned_abs()) | CLONE_NEWTIME) != 0 {
+        return Err(Errno::EINVAL);
+    }
     // SAFETY: clone_args is plain data; zero means "not used" for every field.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = u64::from(flags.unsigned_abs());
+    args.flags = flags;
     args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
     // SAFETY: no CLONE_VM and no stack: the child gets a copy of the address space, as with
     // fork(2); `args` outlives the call.
@@ -186,6 +207,72 @@ pub fn execve(file: &CStr, argv: &Vector, env: &Vector) -> Result<Infallible, Er
     // vectors own.
     unsafe { libc::execve(file.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
     Err(Errno::last())
+}
+
+/// execveat(2) with AT_EMPTY_PATH, Linux 3.19. Returns only on failure.
+pub fn execve_descriptor(fd: RawFd, argv: &Vector, env: &Vector) -> Result<Infallible, Errno> {
+    // SAFETY: as execve; the path is the empty string.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            fd,
+            c"".as_ptr(),
+            argv.pointers.as_ptr(),
+            env.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Err(Errno::last())
+}
+
+/// Marks everything above 2 close-on-exec. close_range(2), Linux 5.11
+pub fn keep_only_standard_descriptors_at_exec() {
+    // SAFETY: changes flags only.
+    let result = unsafe {
+        libc::close_range(
+            3,
+            c_uint::MAX,
+            c_int::try_from(libc::CLOSE_RANGE_CLOEXEC).unwrap_or(4),
+        )
+    };
+    if result == -1 {
+        die("close_range", Errno::last());
+    }
+}
+
+/// Ignores a signal, or gives it its default action. An ignored one stays so in the program.
+pub fn set_ignored(signal: c_int, ignored: bool) -> Result<(), Errno> {
+    let action = if ignored {
+        libc::SIG_IGN
+    } else {
+        libc::SIG_DFL
+    };
+    // SAFETY: neither installs a handler.
+    let result = unsafe { libc::signal(signal, action) };
+    if result == libc::SIG_ERR {
+        return Err(Errno::last());
+    }
+    Ok(())
+}
+
+/// siginfo_t, 128 bytes, from what signalfd gives: the fields that kill(2), sigqueue(3) and the
+/// kernel's SIGCHLD fill, at their places in the 64-bit structure (sigaction(2)).
+pub fn siginfo(info: &siginfo) -> Vec<u8> {
+    let mut raw = vec![0; 128];
+    let mut put = |at: usize, bytes: &[u8]| raw[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &info.ssi_signo.to_ne_bytes());
+    put(4, &info.ssi_errno.to_ne_bytes());
+    put(8, &info.ssi_code.to_ne_bytes());
+    put(16, &info.ssi_pid.to_ne_bytes());
+    put(20, &info.ssi_uid.to_ne_bytes());
+    if info.ssi_signo == libc::SIGCHLD.unsigned_abs() {
+        put(24, &info.ssi_status.to_ne_bytes());
+        put(32, &info.ssi_utime.to_ne_bytes());
+        put(40, &info.ssi_stime.to_ne_bytes());
+    } else {
+        put(24, &info.ssi_ptr.to_ne_bytes());
+    }
+    raw
 }
 
 /// setpriority(2)
@@ -293,6 +380,15 @@ pub fn catches(pid: Pid, signal: i32) -> bool {
     }
 }
 
+/// Whether the process is PID 1 of a namespace below this one: the last number of NSpid in
+/// `/proc/PID/status`, Linux 4.1.
+pub fn leads_namespace(pid: Pid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let mut pids = pids.unwrap_or_default().split_ascii_whitespace();
+    pids.next().is_some() && pids.next_back() == Some("1")
+}
+
 /// Maps the ids that the task had outside to themselves inside its new user namespace.
 /// user_namespaces(7): setgroups must be denied before an unprivileged gid_map.
 pub fn map_own_ids(uid: u32, gid: u32) -> Result<(), Errno> {
@@ -360,4 +456,13 @@ pub fn peer_pidfd(socket: &OwnedFd) -> Option<OwnedFd> {
     Errno::result(result).ok()?;
     // SAFETY: the kernel has just given this number to us (close-on-exec always).
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A copy of a descriptor out of the way of 0-9, close-on-exec.
+pub fn duplicate_high(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes numbers only.
+    let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 10) };
+    let copy = Errno::result(copy)?;
+    // SAFETY: the kernel has just given this number to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }

@@ -243,7 +243,11 @@ impl Helper {
     /// The launcher reports this root and no other.
     #[track_caller]
     pub fn reports(&self, id: RootId) {
-        assert_eq!(self.next(), Some(FromLauncher::Exited { id }));
+        let next = self.next();
+        assert!(
+            matches!(next, Some(FromLauncher::Exited { id: ended, .. }) if ended == id),
+            "{next:?}"
+        );
     }
 
     pub fn supervisors(&self) -> Vec<Pid> {

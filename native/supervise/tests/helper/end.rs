@@ -366,7 +366,7 @@ fn the_deaths_of_many_supervisors_are_each_told_once() {
     let mut reported: Vec<_> = programs
         .iter()
         .map(|_| match helper.next() {
-            Some(FromLauncher::Exited { id }) => id,
+            Some(FromLauncher::Exited { id, .. }) => id,
             other => panic!("{other:?}"),
         })
         .collect();

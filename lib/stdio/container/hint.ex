@@ -1,0 +1,96 @@
+defmodule Stdio.Container.Hint do
+  @moduledoc false
+  # What to do about a container that cannot be had, in a sentence that names the setting.
+
+  # The switches of user namespaces below /proc/sys: the value that forbids them, the one that
+  # allows them, and how the system answers.
+  @switches [
+    {"user/max_user_namespaces", "0", "15000"},
+    {"kernel/unprivileged_userns_clone", "0", "1"},
+    {"kernel/apparmor_restrict_unprivileged_userns", "1", "0"}
+  ]
+
+  @doc "For a container that only root can have."
+  @spec root() :: String.t()
+  def root do
+    "Stdio.Container needs root: call Stdio.setuid() first, or use Stdio.Rootless"
+  end
+
+  @doc "For a limit that was reached."
+  @spec limits(atom) :: String.t() | nil
+  def limits(:enospc) do
+    "too many namespaces: raise the limits below /proc/sys/user (namespaces(7))"
+  end
+
+  def limits(_reason), do: nil
+
+  @doc """
+  For user namespaces that the system refuses. `read` gives what a file of /proc/sys contains.
+
+      iex> read = fn "kernel/unprivileged_userns_clone" -> "0"; _ -> nil end
+      iex> Stdio.Container.Hint.user_namespaces(:eperm, read)
+      "user namespaces are off on this system: sysctl -w kernel.unprivileged_userns_clone=1"
+  """
+  @spec user_namespaces(atom, (String.t() -> String.t() | nil)) :: String.t() | nil
+  def user_namespaces(reason, read \\ &read/1)
+
+  def user_namespaces(reason, read) when reason in [:eperm, :eacces, :enospc, :einval] do
+    off = Enum.find(@switches, fn {name, off, _on} -> read.(name) == off end)
+
+    case {off, reason} do
+      {{name, _off, on}, _} ->
+        "user namespaces are off on this system: " <>
+          "sysctl -w #{String.replace(name, "/", ".")}=#{on}"
+
+      {nil, :enospc} ->
+        "too many user namespaces: raise user.max_user_namespaces (sysctl -w)"
+
+      {nil, :einval} ->
+        "this kernel may have been built without user namespaces (CONFIG_USER_NS)"
+
+      {nil, _} ->
+        "no setting forbids user namespaces here, but a chroot, a container or a security " <>
+          "module around this system refuses them"
+    end
+  end
+
+  def user_namespaces(_reason, _read), do: nil
+
+  defp read(name) do
+    case File.read(Path.join("/proc/sys", name)) do
+      {:ok, value} -> String.trim(value)
+      {:error, _} -> nil
+    end
+  end
+
+  @doc "For an op of `Stdio.Container.Root` that failed."
+  @spec op(atom, {module, atom, [term]}) :: String.t() | nil
+  def op(:enoent, {Stdio.Task, fun, [_task, root | arguments]})
+      when fun in [:bind_in, :mount_in, :proc_in] do
+    target = target(fun, arguments)
+    place = Path.join(root, target)
+
+    cond do
+      not File.dir?(root) ->
+        "the root tree #{root} does not exist: Stdio.Container.make_chroot_tree!() makes one in " <>
+          Stdio.Container.Root.default_path()
+
+      not File.exists?(place) ->
+        "the root tree has no #{target}: Stdio.Container.make_chroot_tree!/1 makes directories"
+
+      true ->
+        nil
+    end
+  end
+
+  def op(:eperm, {Stdio.Task, :proc_in, _}) do
+    "a container around this system covers parts of /proc, so the kernel mounts no other one " <>
+      "in a user namespace; run it with /proc unmasked"
+  end
+
+  def op(_reason, _op), do: nil
+
+  defp target(:bind_in, [_source, target, _flags]), do: target
+  defp target(:mount_in, [_fstype, target | _]), do: target
+  defp target(:proc_in, [target, _flags]), do: target
+end

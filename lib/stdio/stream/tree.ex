@@ -1,0 +1,233 @@
+defmodule Stdio.Stream.Tree do
+  @moduledoc false
+  # The stream of a program that a behaviour starts: task, init, ops, exec, …, onexit, atexit.
+  # `Stdio.Stream.Runner` does the same for the shipped Stdio.Process in one message; start, next and
+  # stop are the functions of a Stream.resource/3 here too.
+  #
+  # Rules:
+  #
+  #   1. Every start has an undo: whatever fails after task/1, atexit runs, with pipeline [].
+  #   2. When the program ends: onexit, then what is left of the tree is killed (not below a
+  #      :noshutdown supervisor, which others share), then its pipes are read to their end, then
+  #      comes the terminal element, then atexit.
+  #   3. Messages of the pipeline's tasks are this stream's; all of them are gone at its end.
+
+  alias Stdio.{AtExit, Command, Config, Native, Op, ProcessTree, StreamError}
+  alias Stdio.Stream.Feeder
+
+  # Chunks: the most that are under way, and what is granted at a time.
+  @credit 16
+  @batch 8
+  # ms. After the grace period of an escalation; the core gives up on a stuck helper before that.
+  @stop_deadline 30_000
+  # ms that a pipeline's other tasks have to end, once onexit has seen to it.
+  @exit_deadline 10_000
+
+  @enforce_keys [:command, :normal, :config, :phases]
+  defstruct [
+    :command,
+    :normal,
+    :config,
+    :phases,
+    :input,
+    :ref,
+    :supervisor,
+    :pipeline,
+    :task,
+    :feeder,
+    unacknowledged: 0,
+    ended: false
+  ]
+
+  @doc "The lazy stream. `input` is `nil`, or `{:feed, enumerable}`."
+  @spec stream(map) :: Enumerable.t()
+  def stream(%{command: _, normal: _, config: _, phases: _, input: _} = run) do
+    Stream.resource(fn -> start(struct!(__MODULE__, run)) end, &next/1, &stop/1)
+  end
+
+  defp start(%{normal: :empty} = run), do: raise_error(run, "subprocess", :enoent)
+
+  defp start(%{phases: phases, config: config} = run) do
+    supervisor =
+      case phases.task.(config) do
+        {:ok, %Stdio{} = supervisor} -> supervisor
+        {:error, reason} -> raise_error(run, "supervisor", reason)
+      end
+
+    started(%{run | ref: make_ref(), supervisor: supervisor})
+  end
+
+  defp started(%{supervisor: supervisor} = run) do
+    run |> execute() |> feed()
+  catch
+    kind, reason ->
+      AtExit.run(supervisor, [])
+      flush_all(run)
+      :erlang.raise(kind, reason, __STACKTRACE__)
+  end
+
+  defp execute(%{phases: phases, config: config} = run) do
+    onerror = phases.onerror.(config)
+    init = phases.init.(config)
+    pipeline = Op.task!(run.supervisor, phases.ops.(config), init, onerror)
+    %{task: task} = List.last(pipeline)
+    run = %{run | pipeline: pipeline, task: task}
+
+    Native.task_hold(task.ref, run.ref, Config.get(config, :max_chunk))
+    Stdio.Task.setcpid(task, :flowcontrol, @credit)
+    deadline(run)
+
+    case exec(run) do
+      :ok ->
+        run
+
+      {:error, reason} ->
+        Op.undo(task, onerror)
+        raise_error(run, "subprocess", reason)
+    end
+  end
+
+  defp deadline(%{config: config, task: task}) do
+    case Config.limits_ms(config) do
+      %{timeout: :infinity} ->
+        :ok
+
+      %{timeout: timeout, kill_timeout: grace} ->
+        Native.task_deadline(task.ref, timeout, Config.kill_signal(config), grace)
+    end
+  end
+
+  defp exec(%{normal: %Command{} = command, config: config, task: task}) do
+    program =
+      {:stream, command.file, command.argv, Config.environ(config), command.search,
+       Config.get(config, :stdin), Config.get(config, :stderr)}
+
+    Stdio.Task.__exec__(task, program)
+  end
+
+  defp feed(%{input: nil} = run), do: run
+
+  defp feed(%{input: {:feed, enum}, task: task} = run) do
+    sink = {&Native.task_write(task.ref, &1, &2), fn -> Native.task_eof(task.ref, :stdin) end}
+    %{run | feeder: Feeder.start(enum, sink, run.ref)}
+  end
+
+  @spec raise_error(%__MODULE__{}, String.t(), term) :: no_return
+  defp raise_error(run, action, reason),
+    do: raise(StreamError, action: action, reason: reason, command: run.command)
+
+  defp next(%{ended: true} = run), do: {:halt, run}
+
+  defp next(%{ref: ref, task: task, feeder: feeder} = run) do
+    monitor = feeder && elem(feeder, 1)
+
+    receive do
+      {stream, ^task, chunk} when stream in [:stdout, :stderr] ->
+        {[{stream, chunk}], acknowledge(run)}
+
+      {^ref, :ended} ->
+        end_tree(run)
+        next(run)
+
+      {terminal, ^task, value} when terminal in [:exit_status, :termsig] ->
+        {[{terminal, value}], %{run | ended: true}}
+
+      # Stream.resource/3 calls stop/1 before the consumer sees it.
+      {^ref, :feed, kind, reason, stacktrace} ->
+        :erlang.raise(kind, reason, stacktrace)
+
+      {:DOWN, ^monitor, :process, _, :normal} ->
+        next(%{run | feeder: nil})
+
+      {:DOWN, ^monitor, :process, _, reason} ->
+        exit(reason)
+    end
+  end
+
+  defp acknowledge(%{unacknowledged: count} = run) when count == @batch - 1 do
+    Stdio.Task.credit(run.task, @batch)
+    %{run | unacknowledged: 0}
+  end
+
+  defp acknowledge(run), do: %{run | unacknowledged: run.unacknowledged + 1}
+
+  # Rule 2, up to the terminal element.
+  defp end_tree(%{phases: phases, supervisor: supervisor, pipeline: pipeline} = run) do
+    tree = %ProcessTree{supervisor: supervisor, pipeline: pipeline}
+    running? = phases.onexit.(run.config).(tree)
+    if running?, do: await_others(pipeline, run.task)
+    if supervisor.atexit != :noshutdown, do: reap(supervisor)
+    Native.task_release(run.task.ref)
+  end
+
+  defp await_others(pipeline, last) do
+    for %{task: task} <- pipeline, task != last do
+      receive do
+        {terminal, ^task, _} when terminal in [:exit_status, :termsig] -> :ok
+      after
+        @exit_deadline -> :ok
+      end
+    end
+  end
+
+  defp reap(%Stdio{init: :noproc}), do: :ok
+  defp reap(%Stdio{init: task}), do: Stdio.Task.__reap__(task)
+
+  # After the last element, and when the consumer halts or raises before it.
+  defp stop(run) do
+    Feeder.stop(run.feeder, run.ref)
+    unless run.ended, do: terminate(run)
+    AtExit.run(run.supervisor, run.pipeline)
+    flush_all(run)
+  end
+
+  defp terminate(%{task: task, config: config} = run) do
+    grace = Config.limits_ms(config).kill_timeout
+    Stdio.Task.setcpid(task, :flowcontrol, -1)
+    Native.task_terminate(task.ref, Config.kill_signal(config), grace)
+    drop(run, grace + @stop_deadline)
+  end
+
+  # Reads on while the program ends: one that cleans up after itself may have a lot to say.
+  defp drop(%{ref: ref, task: task} = run, timeout) do
+    receive do
+      {stream, ^task, _chunk} when stream in [:stdout, :stderr] ->
+        drop(run, timeout)
+
+      {^ref, :ended} ->
+        end_tree(run)
+        drop(run, timeout)
+
+      {terminal, ^task, _} when terminal in [:exit_status, :termsig] ->
+        :ok
+    after
+      timeout -> :ok
+    end
+  end
+
+  defp flush_all(%{ref: ref, pipeline: pipeline, supervisor: supervisor}) do
+    flush_ref(ref)
+    for %{task: task} <- pipeline || [], do: flush(task)
+
+    with %Stdio{init: %Stdio.Task{} = root, atexit: atexit} when atexit != :noshutdown <-
+           supervisor,
+         do: flush(root)
+  end
+
+  defp flush_ref(ref) do
+    receive do
+      {^ref, :ended} -> flush_ref(ref)
+    after
+      0 -> :ok
+    end
+  end
+
+  defp flush(task) do
+    receive do
+      {_event, ^task, _} -> flush(task)
+      {:signal, ^task, _, _} -> flush(task)
+    after
+      0 -> :ok
+    end
+  end
+end

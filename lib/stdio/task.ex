@@ -1,0 +1,734 @@
+defmodule Stdio.Task do
+  @moduledoc """
+  A process that makes system calls when asked to, until it becomes a program.
+
+  A task is forked from the helper (`fork/0`: a root) or from another task. Each function below runs
+  in that process, not in the BEAM, and affects it alone. `execve/4` and its kin turn it into a
+  program.
+
+      iex> {:ok, root} = Stdio.Task.fork()
+      iex> {:ok, task} = Stdio.Task.fork(root)
+      iex> :ok = Stdio.Task.chdir(task, "/tmp")
+      iex> {:ok, "/tmp"} = Stdio.Task.getcwd(task)
+      iex> :ok = Stdio.Task.execve(task, "/bin/echo", ["/bin/echo", "hi"], [])
+      iex> receive do {:stdout, ^task, output} -> output end
+      "hi\\n"
+      iex> receive do {:exit_status, ^task, status} -> status end
+      0
+      iex> Stdio.Task.stop(root)
+      :ok
+
+  ## Messages
+
+  | message | when |
+  |---|---|
+  | `{:stdout, task, binary}`, `{:stderr, task, binary}` | it writes; at most 65536 bytes |
+  | `{:exit_status, task, 0..255}`, `{:termsig, task, signal}` | it ended: exactly one of the two, last |
+  | `{:signal, task, signal, siginfo}` | it got a signal whose handler is `:sig_info` |
+
+  They go to its owner, which is the process that forked it (see `controlling_process/2`, `stdio/2`).
+  When the owner dies, the process and everything below it is killed.
+
+  ## Failures
+
+  | failure | result |
+  |---|---|
+  | the operating system refuses; a constant is unknown | `{:error, posix}`; `{:error, :enotsup}` |
+  | an argument has the wrong type or range, or a NUL byte | ArgumentError, and nothing was sent |
+  | the call is filtered, or not to be had on this system | UndefinedFunctionError |
+  | the process is a program by now | ErlangError, `original: :eacces` |
+  | the process is dead | `{:error, :esrch}`, unless the function says otherwise |
+
+  No call ever exits, links to or kills its caller. Any process may call; calls on one task are
+  made in the order of their arrival.
+  """
+
+  alias Stdio.{Launcher, Native, Signal}
+
+  @enforce_keys [:ref]
+  defstruct [:ref]
+
+  @typedoc "Opaque; two handles of one process are equal. Valid on the node that made it."
+  @type t :: %__MODULE__{ref: reference}
+  @type os_pid :: pos_integer
+  @type posix :: atom
+  @type const :: atom | integer
+  @typedoc "Environment entries, `KEY=value` each."
+  @type env :: [iodata]
+  @type stream :: :stdin | :stdout | :stderr
+  @typedoc "Calls that are denied, or all that are allowed; `[]`: as it is."
+  @type filter :: [atom] | {:allow | :deny, [atom]}
+
+  # Of a program that runs; after which it is given up on. ms.
+  @stop_deadline 15_000
+
+  ## Life cycle
+
+  @doc """
+  A new root: a supervisor process that has no program yet. The caller becomes its owner.
+
+  `{:error, posix}` if the helper cannot be started.
+  """
+  @spec fork() :: {:ok, t} | {:error, posix}
+  def fork, do: root(3)
+
+  defp root(0), do: {:error, :eagain}
+
+  defp root(tries) do
+    ref = make_ref()
+
+    case Native.task_root(Stdio.Config.Environ.inherited(), ref) do
+      :ok ->
+        await_task(ref)
+
+      {:error, reason} when reason in [:launcher, :epipe, :econnreset] ->
+        case Launcher.ensure() do
+          :ok -> root(tries - 1)
+          {:error, {reason, _hint}} -> {:error, reason}
+        end
+
+      {:error, reason} ->
+        {:error, reason}
+    end
+  end
+
+  @doc """
+  A child of `task`. The caller becomes its owner, whoever owns the parent. fork(2)
+
+  `{:error, :eagain}` over the parent's `:maxchild` or `:maxforkdepth`.
+  """
+  @spec fork(t) :: {:ok, t} | {:error, posix}
+  def fork(%__MODULE__{} = task), do: new(task, 0, {:fork, [task]})
+
+  @doc "A child in new namespaces: `:clone_newpid` and its kin, in any letter case. clone(2), Linux"
+  @spec clone(t, integer | [const]) :: {:ok, t} | {:error, posix}
+  def clone(%__MODULE__{} = task, flags) do
+    case clone_flags(flags) do
+      {:ok, flags} -> new(task, flags, {:clone, [task, flags]})
+      :error -> {:error, :enotsup}
+    end
+  end
+
+  defp clone_flags(flags) when is_integer(flags) and flags >= 0, do: {:ok, flags}
+
+  defp clone_flags(flags) when is_list(flags) do
+    Enum.reduce_while(flags, {:ok, 0}, fn flag, {:ok, sum} ->
+      case clone_flag(flag) do
+        number when is_integer(number) -> {:cont, {:ok, Bitwise.bor(sum, number)}}
+        :unknown -> {:halt, :error}
+      end
+    end)
+  end
+
+  defp clone_flags(flags),
+    do: raise(ArgumentError, "flags must be an integer or a list, not #{inspect(flags)}")
+
+  defp clone_flag(number) when is_integer(number), do: number
+
+  defp clone_flag(name) when is_atom(name) do
+    {:ok, number} = Native.query(:clone_constant, [name])
+    number
+  end
+
+  defp clone_flag(other),
+    do: raise(ArgumentError, "not an atom or an integer: #{inspect(other)}")
+
+  defp new(task, flags, call) do
+    ref = make_ref()
+
+    case Native.task_fork(task.ref, flags, ref) do
+      :ok -> ref |> await_task() |> result(call)
+      other -> result(other, call)
+    end
+  end
+
+  defp await_task(ref) do
+    receive do
+      {^ref, {:ok, task}} -> {:ok, task}
+      {^ref, {:done, _, result, _}} -> result
+    end
+  end
+
+  @doc """
+  Turns the task into a program; the path is `argv`'s head. execve(2)
+
+  `{:error, :eacces}` while it has live children. The program starts with descriptors 0-2 alone,
+  an empty signal mask and default dispositions, except for signals set to `:sig_ign` on purpose.
+  """
+  @spec execve(t, [iodata, ...], env) :: :ok | {:error, posix}
+  def execve(task, [path | _] = argv, env), do: execve(task, path, argv, env)
+
+  def execve(_task, argv, _env),
+    do: raise(ArgumentError, "argv must be a non-empty list, not #{inspect(argv)}")
+
+  @doc "As `execve/3`, with the path apart: `argv`'s head is what the program sees as its name."
+  @spec execve(t, iodata, [iodata], env) :: :ok | {:error, posix}
+  def execve(%__MODULE__{} = task, path, argv, env) do
+    program = {:path, text!(path), texts!(argv), texts!(env)}
+    exec(task, program, {:execve, [task, path, argv, env]})
+  end
+
+  @doc """
+  As `execve/4`, with `file` looked up along PATH of the task's environment, which is also the
+  program's. execvp(3)
+  """
+  @spec execvp(t, [iodata, ...]) :: :ok | {:error, posix}
+  def execvp(task, [file | _] = argv), do: execvp(task, file, argv)
+
+  def execvp(_task, argv),
+    do: raise(ArgumentError, "argv must be a non-empty list, not #{inspect(argv)}")
+
+  @doc "As `execvp/2`, with the file apart."
+  @spec execvp(t, iodata, [iodata]) :: :ok | {:error, posix}
+  def execvp(%__MODULE__{} = task, file, argv),
+    do: exec(task, {:search, text!(file), texts!(argv)}, {:execvp, [task, file, argv]})
+
+  @doc """
+  Executes what an open descriptor names. It is closed in the program, so a `#!` script cannot be
+  run this way. fexecve(3), Linux and FreeBSD
+  """
+  @spec fexecve(t, non_neg_integer, [iodata], env) :: :ok | {:error, posix}
+  def fexecve(%__MODULE__{} = task, fd, argv, env) when is_integer(fd) do
+    exec(task, {:descriptor, fd, texts!(argv), texts!(env)}, {:fexecve, [task, fd, argv, env]})
+  end
+
+  @doc false
+  # The exec of a stream: with a search, and standard streams replaced.
+  @spec __exec__(t, tuple) :: :ok | {:error, posix}
+  def __exec__(%__MODULE__{} = task, program), do: exec(task, program, {:execve, [task]})
+
+  @doc false
+  # SIGKILL to all that is below the task, until nothing is.
+  @spec __reap__(t) :: :ok | {:error, posix}
+  def __reap__(%__MODULE__{} = task) do
+    ref = make_ref()
+
+    case Native.task_reap(task.ref, ref) do
+      :ok -> await_done(ref)
+      {:error, _} = error -> error
+    end
+  end
+
+  defp exec(task, program, call) do
+    ref = make_ref()
+
+    case Native.task_exec(task.ref, program, ref) do
+      :ok -> ref |> await_done() |> result(call)
+      other -> result(other, call)
+    end
+  end
+
+  defp text!(text) do
+    case Stdio.Config.Text.iodata(text) do
+      {:ok, binary} -> binary
+      {:error, _} -> raise ArgumentError, "not iodata without a NUL byte: #{inspect(text)}"
+    end
+  end
+
+  defp texts!(list) when is_list(list), do: Enum.map(list, &text!/1)
+  defp texts!(other), do: raise(ArgumentError, "not a list: #{inspect(other)}")
+
+  @doc """
+  The task ends by itself, with this status (its lowest eight bits). exit(3)
+
+  `{:error, :eacces}` while it has live children.
+  """
+  @spec exit(t, integer) :: :ok | {:error, posix}
+  def exit(%__MODULE__{} = task, status) when is_integer(status),
+    do: result(Native.task_exit(task.ref, Bitwise.band(status, 255)), {:exit, [task, status]})
+
+  @doc """
+  Ends the process and everything below it with SIGKILL; of a root, its whole tree.
+
+  Returns when they are gone. Any process may call it, any number of times, and gets no event of
+  them from then on.
+  """
+  @spec stop(t) :: :ok
+  def stop(%__MODULE__{} = task) do
+    ref = make_ref()
+    :ok = Native.task_stop(task.ref, ref)
+
+    receive do
+      {^ref, :stopped} -> :ok
+    after
+      @stop_deadline -> :ok
+    end
+  end
+
+  @doc """
+  Hands the task over to another process, which gets all its events from now on.
+
+  `{:error, :eacces}` unless the caller owns it; `{:error, :badarg}` for a dead or remote process.
+  """
+  @spec controlling_process(t, pid) :: :ok | {:error, :eacces | :badarg | :esrch}
+  def controlling_process(%__MODULE__{} = task, pid) when node(pid) == node(),
+    do: Native.task_controlling_process(task.ref, pid)
+
+  def controlling_process(%__MODULE__{}, pid) when is_pid(pid), do: {:error, :badarg}
+
+  @doc "Sends output and the terminal event to `pid`; back to the owner when `pid` dies."
+  @spec stdio(t, pid) :: :ok | {:error, :badarg | :esrch}
+  def stdio(%__MODULE__{} = task, pid) when node(pid) == node(),
+    do: Native.task_stdio(task.ref, pid)
+
+  def stdio(%__MODULE__{}, pid) when is_pid(pid), do: {:error, :badarg}
+
+  @doc """
+  Writes to the standard input. Returns when all is written or queued (64 KiB at most), and blocks
+  the caller until then.
+
+  `{:error, :epipe}`: the reader is gone, the task is dead, or its stdin was closed.
+  """
+  @spec stdin(t, iodata) :: :ok | {:error, :epipe}
+  def stdin(%__MODULE__{} = task, data) do
+    ref = make_ref()
+
+    case Native.task_write(task.ref, IO.iodata_to_binary(data), ref) do
+      :wait ->
+        receive do
+          {^ref, :written} -> :ok
+          {^ref, {:error, :epipe}} -> {:error, :epipe}
+        end
+
+      result ->
+        result
+    end
+  end
+
+  @doc """
+  Closes our end of a standard stream; of `:stdin`, after everything accepted was written.
+
+  `{:error, :ebadf}`: it was closed already.
+  """
+  @spec eof(t, stream | t | os_pid) :: :ok | {:error, :ebadf | :esrch}
+  def eof(task, stream \\ :stdin)
+
+  def eof(%__MODULE__{} = task, stream) when stream in [:stdin, :stdout, :stderr],
+    do: Native.task_eof(task.ref, stream)
+
+  def eof(%__MODULE__{} = parent, child), do: eof(parent, child, :stdin)
+
+  @doc "As `eof/2`, by the parent and the child's task or process id; `{:error, :esrch}`: none such."
+  @spec eof(t, t | os_pid, stream) :: :ok | {:error, :ebadf | :esrch}
+  def eof(%__MODULE__{} = parent, child, stream) when stream in [:stdin, :stdout, :stderr] do
+    case Enum.find(children(parent), &child?(&1, child)) do
+      nil -> {:error, :esrch}
+      {ref, _map} -> Native.task_eof(ref, stream)
+    end
+  end
+
+  ## Introspection
+
+  @doc "The process id as its parent sees it; of a root, the helper's. `:noproc` when it is dead."
+  @spec pidof(t) :: os_pid | :noproc
+  def pidof(%__MODULE__{} = task) do
+    case Native.task_info(task.ref) do
+      {pid, _parent, _pipeline, _execed, true} when is_integer(pid) -> pid
+      _ -> :noproc
+    end
+  end
+
+  @doc "The task that forked it; `:noproc` for a root and for a dead task."
+  @spec parent(t) :: t | :noproc
+  def parent(%__MODULE__{} = task) do
+    case Native.task_info(task.ref) do
+      {_pid, parent, _pipeline, _execed, true} when is_reference(parent) ->
+        %__MODULE__{ref: parent}
+
+      _ ->
+        :noproc
+    end
+  end
+
+  @doc "The process ids from the root's child down to it; `[]` for a root and for a dead task."
+  @spec pipeline(t) :: [os_pid]
+  def pipeline(%__MODULE__{} = task) do
+    case Native.task_info(task.ref) do
+      {_pid, _parent, pipeline, _execed, true} -> pipeline
+      _ -> []
+    end
+  end
+
+  @doc "Whether it is a program by now; `false` when it is dead."
+  @spec execed(t) :: boolean
+  def execed(%__MODULE__{} = task) do
+    {_pid, _parent, _pipeline, execed, alive} = Native.task_info(task.ref)
+    execed and alive
+  end
+
+  @doc """
+  What it used, with the descendants it waited for, once it has ended; `nil` before. getrusage(2)
+  """
+  @spec rusage(t) :: map | nil
+  def rusage(%__MODULE__{} = task) do
+    case Native.task_usage(task.ref) do
+      nil -> nil
+      values -> Stdio.Rusage.new(values)
+    end
+  end
+
+  @doc "Its live children."
+  @spec cpid(t) :: [map] | {:error, :esrch}
+  def cpid(%__MODULE__{} = task) do
+    if pidof(task) == :noproc,
+      do: {:error, :esrch},
+      else: task.ref |> Native.task_children() |> Enum.map(&elem(child(&1), 1))
+  end
+
+  @doc "One of its live children, by its task or process id; `:error` if it has none such."
+  @spec cpid(t, t | os_pid) :: map | :error
+  def cpid(%__MODULE__{} = task, child) do
+    case Enum.find(children(task), &child?(&1, child)) do
+      nil -> :error
+      {_ref, map} -> map
+    end
+  end
+
+  defp children(task), do: task.ref |> Native.task_children() |> Enum.map(&child/1)
+
+  # The descriptors are markers: open or closed. -2: it has executed.
+  defp child({ref, pid, execed, {stdin, stdout, stderr}, credit, signaloneof}) do
+    mark = fn open, number -> if open, do: number, else: -1 end
+
+    {ref,
+     %{
+       pid: pid,
+       exec: execed,
+       fdctl: if(execed, do: -2, else: 3),
+       stdin: mark.(stdin, 0),
+       stdout: mark.(stdout, 1),
+       stderr: mark.(stderr, 2),
+       flowcontrol: credit,
+       signaloneof: signaloneof
+     }}
+  end
+
+  defp child?({ref, _map}, %__MODULE__{ref: wanted}), do: ref == wanted
+  defp child?({_ref, %{pid: pid}}, %{pid: wanted}), do: pid == wanted
+  defp child?({_ref, %{pid: pid}}, wanted), do: pid == wanted
+
+  @doc """
+  Sets an option; `false` if it is unknown, refused or the task is dead. Children inherit them.
+
+  | option | default | |
+  |---|---|---|
+  | `:maxchild`, `:maxforkdepth` | 65536, 128 | limits of live children and of generations |
+  | `:exit_status`, `:termsig` | 1 | 0: that event of its children is not sent |
+  | `:flowcontrol` | -1 | credit that later children start with; -1: unlimited |
+  | `:signaloneof` | 15 | sent to the children's groups when the task's owner is gone |
+  """
+  @spec setopt(t, const, integer) :: boolean
+  def setopt(%__MODULE__{} = task, option, value) when is_atom(option) and is_integer(value) do
+    name = key(option)
+
+    if value < 0 and name != "flowcontrol" do
+      raise ArgumentError, "the option #{option} takes no negative value"
+    end
+
+    Native.task_setopt(task.ref, name, value)
+  end
+
+  @doc "An option's value; `false` if it is unknown or the task is dead."
+  @spec getopt(t, const) :: integer | false
+  def getopt(%__MODULE__{} = task, option) when is_atom(option),
+    do: Native.task_getopt(task.ref, key(option))
+
+  @doc "Sets `:flowcontrol` (the credit itself) or `:signaloneof` of a child."
+  @spec setcpid(t, const, integer) :: boolean
+  def setcpid(%__MODULE__{} = child, option, value) when is_atom(option) and is_integer(value),
+    do: Native.task_setcpid(child.ref, key(option), value)
+
+  @doc "As `setcpid/3`, by the parent and the child's task, process id or `cpid/2` map."
+  @spec setcpid(t, t | os_pid | map, const, integer) :: boolean
+  def setcpid(%__MODULE__{} = parent, child, option, value) do
+    case Enum.find(children(parent), &child?(&1, child)) do
+      nil -> false
+      {ref, _map} -> setcpid(%__MODULE__{ref: ref}, option, value)
+    end
+  end
+
+  @doc "A value of a child's `cpid/2` map; `false` if there is none."
+  @spec getcpid(t, const) :: term
+  def getcpid(%__MODULE__{} = child, key) do
+    case parent(child) do
+      :noproc -> false
+      parent -> getcpid(parent, child, key)
+    end
+  end
+
+  @doc "As `getcpid/2`, by the parent."
+  @spec getcpid(t, t | os_pid, const) :: term
+  def getcpid(%__MODULE__{} = parent, child, key) when is_atom(key) do
+    case cpid(parent, child) do
+      %{} = map -> Enum.find_value(map, false, fn {k, v} -> "#{k}" == key(key) and v end)
+      _ -> false
+    end
+  end
+
+  @doc "Adds `n` chunks to the credit; no effect when it is unlimited. `false` for a dead task."
+  @spec credit(t, pos_integer) :: boolean
+  def credit(%__MODULE__{} = task, n) when is_integer(n) and n >= 1,
+    do: Native.task_credit(task.ref, n)
+
+  defp key(atom), do: atom |> Atom.to_string() |> String.downcase()
+
+  ## Restrictions and signals
+
+  @doc "`filter(task, calls, calls)`"
+  @spec filter(t, filter) :: :ok | {:error, posix}
+  def filter(task, calls), do: filter(task, calls, calls)
+
+  @doc """
+  Restricts what the task, and what its later children, may be asked for.
+
+  A list denies these calls, `{:allow, list}` everything else, `[]` changes nothing. Restrictions
+  only grow. A call that is filtered raises UndefinedFunctionError.
+  """
+  @spec filter(t, filter, filter) :: :ok | {:error, posix}
+  def filter(%__MODULE__{} = task, calls, subprocess_calls) do
+    ref = make_ref()
+    own = filter_spec(calls)
+    children = filter_spec(subprocess_calls)
+    call = {:filter, [task, calls, subprocess_calls]}
+
+    case Native.task_filter(task.ref, own, children, ref) do
+      :ok -> ref |> await_done() |> result(call)
+      other -> result(other, call)
+    end
+  end
+
+  defp filter_spec([]), do: :unchanged
+  defp filter_spec({:allow, names}), do: {:allow, Enum.map(names, &Atom.to_string/1)}
+
+  defp filter_spec({:deny, names}) do
+    unknown = Enum.reject(names, &(&1 in filterable()))
+
+    if unknown != [] do
+      raise ArgumentError, "unknown calls in a deny filter: #{inspect(unknown)}"
+    end
+
+    {:deny, Enum.map(names, &Atom.to_string/1)}
+  end
+
+  defp filter_spec(names) when is_list(names), do: filter_spec({:deny, names})
+
+  defp filter_spec(other),
+    do:
+      raise(
+        ArgumentError,
+        "not a list of calls, {:allow, list} or {:deny, list}: #{inspect(other)}"
+      )
+
+  @doc """
+  Sets what the task does with a signal; `{:ok, previous}`. sigaction(2)
+
+  | handler | |
+  |---|---|
+  | `:sig_dfl`, `:sig_ign` | as usual; an ignored signal stays ignored in the program |
+  | `:sig_info` | the owner gets `{:signal, task, name, siginfo}`; the default of a fresh task |
+  | `:forward` | every living descendant gets it, once |
+  | `[]`, `""` | nothing: asks only |
+
+  `{:error, :einval}` for SIGKILL and SIGSTOP.
+  """
+  @spec sigaction(t, const, atom | [] | binary) :: {:ok, atom} | {:error, posix}
+  def sigaction(%__MODULE__{} = task, signal, handler) do
+    with {:ok, signal} <- signal(signal), {:ok, handler} <- handler(handler) do
+      ref = make_ref()
+      call = {:sigaction, [task, signal, handler]}
+
+      case Native.task_sigaction(task.ref, signal, handler, ref) do
+        :ok -> ref |> await_done() |> result(call)
+        other -> result(other, call)
+      end
+    end
+  end
+
+  @doc false
+  # The handlers of a supervisor, in one step.
+  @spec __forward__(t) :: :ok | {:error, posix}
+  def __forward__(%__MODULE__{} = task) do
+    ref = make_ref()
+
+    case Native.task_forward(task.ref, ref) do
+      :ok -> ref |> await_done() |> result({:sigaction, [task]})
+      other -> result(other, {:sigaction, [task]})
+    end
+  end
+
+  defp signal(signal) when is_integer(signal), do: {:ok, signal}
+
+  defp signal(signal) when is_atom(signal) do
+    if Signal.valid?(signal), do: {:ok, Signal.signal_number!(signal)}, else: {:error, :enotsup}
+  end
+
+  defp signal(other), do: raise(ArgumentError, "not a signal: #{inspect(other)}")
+
+  defp handler(empty) when empty in [[], ""], do: {:ok, nil}
+
+  defp handler(handler) when is_atom(handler) do
+    case key(handler) do
+      "sig_dfl" -> {:ok, :sig_dfl}
+      "sig_ign" -> {:ok, :sig_ign}
+      "sig_info" -> {:ok, :sig_info}
+      "forward" -> {:ok, :forward}
+      _ -> {:error, :enotsup}
+    end
+  end
+
+  defp handler(other), do: raise(ArgumentError, "not a handler: #{inspect(other)}")
+
+  ## Calls
+
+  # The table is made from there.
+  @external_resource "native/protocol/src/call.rs"
+  @calls Native.calls()
+  @by_hand ~w(fork clone execve execvp fexecve exit filter sigaction setopt getopt setcpid getcpid cpid)a
+
+  # Not filtered, as they work on a program too.
+  @in_the_beam ~w(pidof parent pipeline execed stdin eof stop credit controlling_process stdio)a ++
+                 ~w(rusage cmd sh)a
+
+  defp filterable, do: @by_hand ++ for({name, _, _, _} <- @calls, do: String.to_atom(name))
+
+  for {name, arguments, optional, doc} <- @calls,
+      arity <- (length(arguments) - optional)..length(arguments) do
+    function = String.to_atom(name)
+    taken = Enum.take(arguments, arity)
+    variables = for {argument, _} <- taken, do: Macro.var(String.to_atom(argument), nil)
+    shapes = Enum.map_join(taken, fn {argument, shape} -> "\n- `#{argument}`: #{shape}" end)
+    types = Enum.map(taken, fn _ -> {:term, [], []} end)
+
+    @doc String.trim(doc) <> "\n" <> shapes
+    @spec unquote(function)(t, unquote_splicing(types)) :: term
+    def unquote(function)(%__MODULE__{} = task, unquote_splicing(variables)),
+      do: request(task, unquote(function), unquote(variables))
+  end
+
+  @doc "Makes a call by its name; raises UndefinedFunctionError if there is none such."
+  @spec call(t, atom, [term]) :: term
+  def call(%__MODULE__{} = task, name, arguments) when is_atom(name) and is_list(arguments) do
+    if name in @by_hand or name in @in_the_beam,
+      do: apply(__MODULE__, name, [task | arguments]),
+      else: query(task, name, arguments)
+  end
+
+  defp query(task, name, arguments) do
+    case Native.query(name, arguments) do
+      {:ok, value} -> value
+      {:badarg, _} -> raise ArgumentError, "#{name}: wrong argument in #{inspect(arguments)}"
+      :undef -> request(task, name, arguments)
+    end
+  end
+
+  defp request(task, name, arguments) do
+    ref = make_ref()
+    call = {name, [task | arguments]}
+
+    case Native.task_batch(task.ref, [{name, arguments, [], true}], ref) do
+      :ok -> ref |> await_done() |> result(call)
+      other -> result(other, call)
+    end
+  end
+
+  @doc false
+  # The side of a task in a run of ops: see Stdio.Op.Runner.
+  @spec __batch__(t, [{atom, [term], [posix], boolean}]) ::
+          {:ok, non_neg_integer, :same | {:state, term}}
+          | {:stop, non_neg_integer, term, :same | {:state, term}}
+  def __batch__(%__MODULE__{} = task, calls) do
+    ref = make_ref()
+
+    case Native.task_batch(task.ref, calls, ref) do
+      :ok ->
+        receive do
+          # Filtered: made by itself, it raises.
+          {^ref, {:done, done, :undef, state}} -> {:ok, done, state}
+          {^ref, {:done, done, _, state}} when done == length(calls) -> {:ok, done, state}
+          {^ref, {:done, done, result, state}} -> {:stop, done, result, state}
+        end
+
+      # Unknown, or with wrong arguments; nothing was sent.
+      {:error, {:step, 0, _}} ->
+        {:ok, 0, :same}
+
+      {:error, {:step, index, _}} ->
+        __batch__(task, Enum.take(calls, index))
+
+      {:error, :execed} ->
+        {:ok, 0, :same}
+
+      {:error, reason} ->
+        {:stop, 0, {:error, reason}, :same}
+    end
+  end
+
+  defp await_done(ref) do
+    receive do
+      {^ref, {:done, _steps, result, _state}} -> result
+    end
+  end
+
+  defp result({:error, :execed}, _call), do: raise(ErlangError, original: :eacces)
+  defp result(:undef, call), do: undefined(call)
+  defp result({:error, {:step, _, :undef}}, call), do: undefined(call)
+  defp result({:error, {:step, _, :enotsup}}, _call), do: {:error, :enotsup}
+
+  defp result({:error, {:step, _, {:badarg, position}}}, {name, [_task | arguments]}) do
+    raise ArgumentError,
+          "#{name}: argument #{position + 1} has the wrong type or range: " <>
+            inspect(Enum.at(arguments, position))
+  end
+
+  defp result(result, _call), do: result
+
+  @spec undefined({atom, [term]}) :: no_return
+  defp undefined({name, arguments}) do
+    raise UndefinedFunctionError, module: __MODULE__, function: name, arity: length(arguments)
+  end
+
+  ## Programs run to their end
+
+  @doc """
+  Runs a program as a child of the task to its end; its output, stdout and stderr together.
+
+  Its status is dropped.
+  """
+  @spec cmd(t, [iodata, ...]) :: binary | {:error, posix}
+  def cmd(%__MODULE__{} = task, argv) do
+    with {:ok, child} <- fork(task) do
+      case execvp(child, argv) do
+        :ok ->
+          collect(child, [])
+
+        error ->
+          stop(child)
+          error
+      end
+    end
+  end
+
+  @doc "As `cmd/2`, of a shell line."
+  @spec sh(t, iodata) :: binary | {:error, posix}
+  def sh(task, line), do: cmd(task, ["/bin/sh", "-c", line])
+
+  defp collect(child, output) do
+    receive do
+      {stream, ^child, chunk} when stream in [:stdout, :stderr] ->
+        collect(child, [output, chunk])
+
+      {ending, ^child, _} when ending in [:exit_status, :termsig] ->
+        IO.iodata_to_binary(output)
+    end
+  end
+
+  defimpl Inspect do
+    def inspect(task, _opts) do
+      case Native.task_info(task.ref) do
+        {nil, _, _, _, _} -> "#Stdio.Task<dead>"
+        {pid, _, _, _, true} -> "#Stdio.Task<#{pid}>"
+        {pid, _, _, _, false} -> "#Stdio.Task<#{pid} dead>"
+      end
+    end
+  end
+end

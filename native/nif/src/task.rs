@@ -1,0 +1,711 @@
+//! Tasks as Elixir holds them: the resource behind `Stdio.Task`, and its NIFs.
+//!
+//! What takes a process's answer returns `:ok` and sends `{ref, answer}` later:
+//! `{:ok, task}`, `{:done, steps, result}`, `:stopped`. Else `{:error, :esrch | :execed | posix}`.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::unistd::geteuid;
+use rustler::{
+    Atom, Binary, Encoder, Env, LocalPid, Monitor, NifTaggedEnum, Reference, Resource, ResourceArc,
+    Term,
+};
+use serde_bytes::ByteBuf;
+use stdio_protocol::channel;
+use stdio_protocol::message::{
+    Escalation, Exec, Filter, Handler, Program, Redirect, Setting, Step, ToNode,
+};
+use stdio_protocol::value::BadArgument;
+
+use crate::launcher;
+use crate::node::{self, Ends, Kind, Node, Options, Pending, Rejected};
+use crate::notify::{Tag, Waiter};
+use crate::pipe::{Outputs, Stream, Written};
+use crate::reactor::{self, Command, Role};
+use crate::spec::{bad_step, decode_steps, errno_atom, StderrMode, StdinMode, StepSpec};
+use crate::{atoms, fd, spec};
+
+/// The resource; its term is the reference in `%Stdio.Task{}`.
+pub struct TaskHandle {
+    pub node: Arc<Node>,
+}
+
+impl Resource for TaskHandle {
+    const IMPLEMENTS_DOWN: bool = true;
+
+    /// The owner, or the receiver of its output, died. Only enqueues.
+    fn down<'a>(&'a self, _env: Env<'a>, pid: LocalPid, _monitor: Monitor) {
+        let node = &self.node;
+        node.shard.command(Command::NodeOwnerDown(node.id, pid));
+    }
+}
+
+type Task = ResourceArc<TaskHandle>;
+
+fn waiter(env: Env<'_>, reference: Reference<'_>) -> Waiter {
+    Waiter {
+        pid: env.pid(),
+        tag: Tag::new(reference),
+    }
+}
+
+fn answer(env: Env<'_>, result: Result<(), Rejected>) -> Term<'_> {
+    match result {
+        Ok(()) => atoms::ok().encode(env),
+        Err(Rejected::Dead) => (atoms::error(), atoms::esrch()).encode(env),
+        Err(Rejected::Execed) => (atoms::error(), atoms::execed()).encode(env),
+        Err(Rejected::Errno(errno)) => (atoms::error(), errno_atom(env, errno as i32)).encode(env),
+    }
+}
+
+/// Our ends and the process's: control socket, stdin, stdout, stderr.
+fn ends(outputs_open_to_all: bool) -> Result<(Ends, [OwnedFd; 4]), Errno> {
+    let (control, control_peer) = channel::pair()?;
+    let (stdin_end, stdin) = fd::pipe()?;
+    let (stdout, stdout_end) = fd::pipe()?;
+    let (stderr, stderr_end) = fd::pipe()?;
+    for fd in [&stdin, &stdout, &stderr] {
+        fd::nonblocking(fd)?;
+    }
+    if outputs_open_to_all {
+        for fd in [&stdin_end, &stdout_end, &stderr_end] {
+            fd::open_to_all(fd)?;
+        }
+    }
+    let ends = Ends {
+        control: fd::keep_out_of_the_way(control),
+        stdin: fd::keep_out_of_the_way(stdin),
+        outputs: Outputs::new(
+            fd::keep_out_of_the_way(stdout),
+            Some(fd::keep_out_of_the_way(stderr)),
+        ),
+    };
+    Ok((ends, [control_peer, stdin_end, stdout_end, stderr_end]))
+}
+
+fn adopt(env: Env<'_>, node: Node) -> Result<Task, Errno> {
+    let handle = ResourceArc::new(TaskHandle {
+        node: Arc::new(node),
+    });
+    let monitor = handle.monitor(Some(env), &env.pid()).ok_or(Errno::ESRCH)?;
+    handle.node.lock().monitor = Some(monitor);
+    node::enter(&handle);
+    handle.node.shard.command(Command::AddNode(handle.clone()));
+    Ok(handle)
+}
+
+/// A root. `{:error, :launcher}`: there is none, launch it. The answer is `{:ok, task}`.
+#[rustler::nif]
+fn task_root<'a>(env: Env<'a>, environ: Vec<Binary<'a>>, reference: Reference<'a>) -> Term<'a> {
+    let Some(launcher) = launcher::current() else {
+        return (atoms::error(), atoms::launcher()).encode(env);
+    };
+    let made = launcher.root().and_then(|root| {
+        launcher.report(root.id)?;
+        let (mut ends, [_, stdin, stdout, stderr]) = ends(geteuid().is_root())?;
+        ends.control = root.socket;
+        let node = Node::new(root.id, None, launcher.clone(), env.pid(), ends)?;
+        Ok((adopt(env, node)?, vec![stdin, stdout, stderr]))
+    });
+    let (handle, fds) = match made {
+        Ok(made) => made,
+        Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
+    };
+    let environ = environ
+        .iter()
+        .map(|entry| ByteBuf::from(entry.as_slice()))
+        .collect();
+    let pending = Pending {
+        waiter: waiter(env, reference),
+        kind: Kind::Root,
+    };
+    answer(
+        env,
+        handle
+            .node
+            .ask(|sequence| ToNode::Root { sequence, environ }, fds, pending),
+    )
+}
+
+/// A child that serves requests. The answer is `{:ok, task}` or `{:done, 0, error}`.
+#[rustler::nif]
+fn task_fork<'a>(env: Env<'a>, parent: Task, clone: u64, reference: Reference<'a>) -> Term<'a> {
+    let node = &parent.node;
+    let too_many = {
+        let inner = node.lock();
+        let depth = i64::try_from(inner.pipeline.len()).unwrap_or(i64::MAX);
+        let live = i64::try_from(inner.children.len()).unwrap_or(i64::MAX);
+        live >= inner.options.maxchild || depth >= inner.options.maxforkdepth
+    };
+    if too_many {
+        return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
+    }
+    let made = ends(geteuid().is_root()).and_then(|(ends, fds)| {
+        let id = reactor::next_id();
+        let child = Node::new(id, Some(node), node.launcher.clone(), env.pid(), ends)?;
+        Ok((adopt(env, child)?, fds))
+    });
+    let (child, fds) = match made {
+        Ok(made) => made,
+        Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
+    };
+    let task = child.node.id;
+    node.lock().children.push(task);
+    let asked = node.ask(
+        |sequence| ToNode::Fork {
+            sequence,
+            task,
+            clone,
+        },
+        fds.into(),
+        Pending {
+            waiter: waiter(env, reference),
+            kind: Kind::Fork(task),
+        },
+    );
+    if asked.is_err() {
+        node.lock().children.retain(|child| *child != task);
+        node::forget(task);
+        node.shard.command(Command::ForgetNode(task));
+    }
+    answer(env, asked)
+}
+
+/// Steps in order. The answer is `{:done, steps done, result}`.
+/// `{:error, {:step, index, :undef | :enotsup | {:badarg, position}}}`: nothing was sent.
+#[rustler::nif]
+fn task_batch<'a>(
+    env: Env<'a>,
+    task: Task,
+    steps: Vec<StepSpec<'a>>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    let steps: Vec<Step> = match decode_steps(env, &steps) {
+        Ok(steps) => steps,
+        Err(bad) => return bad_step(env, bad),
+    };
+    let pending = Pending {
+        waiter: waiter(env, reference),
+        kind: Kind::Batch,
+    };
+    let build = |sequence| ToNode::Batch { sequence, steps };
+    answer(env, task.node.ask(build, Vec::new(), pending))
+}
+
+#[derive(NifTaggedEnum)]
+enum ProgramSpec<'a> {
+    Path(Binary<'a>, Vec<Binary<'a>>, Vec<Binary<'a>>),
+    /// As a path; searched or not; stdin, stderr.
+    Stream(
+        Binary<'a>,
+        Vec<Binary<'a>>,
+        Vec<Binary<'a>>,
+        bool,
+        StdinMode,
+        StderrMode,
+    ),
+    Search(Binary<'a>, Vec<Binary<'a>>),
+    Descriptor(i32, Vec<Binary<'a>>, Vec<Binary<'a>>),
+}
+
+/// The answer is `{:done, 0, :ok | error}`.
+#[rustler::nif(schedule = "DirtyIo")]
+fn task_exec<'a>(
+    env: Env<'a>,
+    task: Task,
+    program: ProgramSpec<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    let bytes = |binary: &Binary<'_>| ByteBuf::from(binary.as_slice());
+    let list = |list: &[Binary<'_>]| list.iter().map(bytes).collect::<Vec<_>>();
+    let mut fds = Vec::new();
+    let program = match &program {
+        ProgramSpec::Path(file, argv, environ) => Program::Path {
+            exec: Exec {
+                file: bytes(file),
+                argv: list(argv),
+                env: list(environ),
+                search: false,
+            },
+            redirect: Redirect::default(),
+        },
+        ProgramSpec::Stream(file, argv, environ, search, stdin, stderr) => {
+            let redirect = Redirect {
+                stdin_null: *stdin == StdinMode::Null,
+                stderr_null: *stderr == StderrMode::Null,
+                stderr_to_stdout: *stderr == StderrMode::Stdout,
+            };
+            if redirect.stdin_null || redirect.stderr_null {
+                match fd::null() {
+                    Ok(null) => fds.push(null),
+                    Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
+                }
+            }
+            Program::Path {
+                exec: Exec {
+                    file: bytes(file),
+                    argv: list(argv),
+                    env: list(environ),
+                    search: *search,
+                },
+                redirect,
+            }
+        }
+        ProgramSpec::Search(file, argv) => Program::Search {
+            file: bytes(file),
+            argv: list(argv),
+        },
+        ProgramSpec::Descriptor(fd, argv, environ) => Program::Descriptor {
+            fd: *fd,
+            argv: list(argv),
+            env: list(environ),
+        },
+    };
+    if !task.node.lock().children.is_empty() {
+        return answer(env, Err(Rejected::Errno(Errno::EACCES)));
+    }
+    let pending = Pending {
+        waiter: waiter(env, reference),
+        kind: Kind::Exec,
+    };
+    let build = |sequence| ToNode::Exec { sequence, program };
+    answer(env, task.node.ask(build, fds, pending))
+}
+
+#[derive(NifTaggedEnum)]
+enum FilterSpec {
+    Unchanged,
+    Deny(Vec<String>),
+    Allow(Vec<String>),
+}
+
+impl From<FilterSpec> for Filter {
+    fn from(spec: FilterSpec) -> Self {
+        match spec {
+            FilterSpec::Unchanged => Self::Unchanged,
+            FilterSpec::Deny(names) => Self::Deny(names),
+            FilterSpec::Allow(names) => Self::Allow(names),
+        }
+    }
+}
+
+/// The answer is `{:done, 0, :ok | error}`.
+#[rustler::nif]
+fn task_filter<'a>(
+    env: Env<'a>,
+    task: Task,
+    own: FilterSpec,
+    children: FilterSpec,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    let setting = Setting::Filter {
+        own: own.into(),
+        children: children.into(),
+    };
+    set(env, &task, setting, reference)
+}
+
+#[derive(rustler::NifUnitEnum)]
+enum HandlerSpec {
+    SigDfl,
+    SigIgn,
+    SigInfo,
+    Forward,
+}
+
+/// The answer is `{:done, 0, {:ok, previous} | error}`.
+#[rustler::nif]
+fn task_sigaction<'a>(
+    env: Env<'a>,
+    task: Task,
+    signal: i32,
+    handler: Option<HandlerSpec>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    let handler = handler.map(|handler| match handler {
+        HandlerSpec::SigDfl => Handler::Default,
+        HandlerSpec::SigIgn => Handler::Ignore,
+        HandlerSpec::SigInfo => Handler::Info,
+        HandlerSpec::Forward => Handler::Forward,
+    });
+    set(
+        env,
+        &task,
+        Setting::Sigaction { signal, handler },
+        reference,
+    )
+}
+
+/// A supervisor's signal handlers. The answer is `{:done, 0, :ok | error}`.
+#[rustler::nif]
+fn task_forward<'a>(env: Env<'a>, task: Task, reference: Reference<'a>) -> Term<'a> {
+    set(env, &task, Setting::Forward, reference)
+}
+
+fn set<'a>(env: Env<'a>, task: &Task, setting: Setting, reference: Reference<'a>) -> Term<'a> {
+    let pending = Pending {
+        waiter: waiter(env, reference),
+        kind: Kind::Set,
+    };
+    let build = |sequence| ToNode::Set { sequence, setting };
+    answer(env, task.node.ask(build, Vec::new(), pending))
+}
+
+/// The process ends by itself, as its terminal event tells. `{:error, :eacces}` with live children.
+#[rustler::nif]
+fn task_exit<'a>(env: Env<'a>, task: Task, status: u8) -> Term<'a> {
+    let refused = {
+        let inner = task.node.lock();
+        match (inner.is_alive(), inner.execed, inner.children.is_empty()) {
+            (false, ..) => Some(Rejected::Dead),
+            (_, true, _) => Some(Rejected::Execed),
+            (_, _, false) => Some(Rejected::Errno(Errno::EACCES)),
+            _ => None,
+        }
+    };
+    if let Some(refused) = refused {
+        return answer(env, Err(refused));
+    }
+    task.node.tell(ToNode::Exit { status });
+    answer(env, Ok(()))
+}
+
+/// The answer is `:stopped`, once the process and all below it are gone. The caller gets no event of
+/// any of them from now on.
+#[rustler::nif]
+fn task_stop<'a>(env: Env<'a>, task: Task, reference: Reference<'a>) -> Atom {
+    mute(&task, env.pid());
+    let waiter = waiter(env, reference);
+    let node = &task.node;
+    node.shard.command(Command::StopNode(task.clone(), waiter));
+    atoms::ok()
+}
+
+fn mute(task: &Task, pid: LocalPid) {
+    let children = {
+        let mut inner = task.node.lock();
+        inner.mute(pid);
+        inner.children.clone()
+    };
+    for child in children.into_iter().filter_map(node::find) {
+        mute(&child, pid);
+    }
+}
+
+/// Makes this the task of a stream: `{ref, :ended}` comes to its owner when the process has ended,
+/// and its pipes are read to their end after `task_release`.
+#[rustler::nif]
+fn task_hold<'a>(task: Task, reference: Reference<'a>, max_chunk: usize) -> Atom {
+    let mut inner = task.node.lock();
+    inner.hold = Some(Tag::new(reference));
+    inner.max_chunk = max_chunk;
+    atoms::ok()
+}
+
+#[rustler::nif]
+fn task_release(task: Task) -> Atom {
+    task.node.shard.command(Command::ReleaseNode(task.node.id));
+    atoms::ok()
+}
+
+/// The escalation begins `after_ms` after exec.
+#[rustler::nif]
+fn task_deadline(task: Task, after_ms: u64, signal: i32, grace_ms: u64) -> Atom {
+    let escalation = Escalation { signal, grace_ms };
+    task.node.lock().deadline = Some((Duration::from_millis(after_ms), escalation));
+    atoms::ok()
+}
+
+/// The escalation begins now.
+#[rustler::nif]
+fn task_terminate(task: Task, signal: i32, grace_ms: u64) -> Atom {
+    let node = &task.node;
+    let escalation = Escalation { signal, grace_ms };
+    node.shard
+        .command(Command::TerminateNode(node.id, escalation));
+    atoms::ok()
+}
+
+/// SIGKILLs all that is below it. The answer is `{:done, 0, :ok | error, …}`.
+#[rustler::nif]
+fn task_reap<'a>(env: Env<'a>, task: Task, reference: Reference<'a>) -> Term<'a> {
+    let pending = Pending {
+        waiter: waiter(env, reference),
+        kind: Kind::Set,
+    };
+    let build = |sequence| ToNode::Reap { sequence };
+    answer(env, task.node.ask(build, Vec::new(), pending))
+}
+
+/// `{pid | nil, parent | nil, pipeline, execed, alive}`
+#[rustler::nif]
+fn task_info<'a>(env: Env<'a>, task: Task) -> Term<'a> {
+    let parent = task.node.parent.and_then(node::find);
+    let inner = task.node.lock();
+    let alive = inner.is_alive();
+    (
+        inner.pid,
+        parent,
+        inner.pipeline.clone(),
+        inner.execed,
+        alive,
+    )
+        .encode(env)
+}
+
+/// `{utime, stime, maxrss, …}` as a list once the process has ended, else `nil`.
+#[rustler::nif]
+fn task_usage<'a>(env: Env<'a>, task: Task) -> Term<'a> {
+    match task.node.lock().usage {
+        Some(usage) => crate::notify::encode_usage(env, &usage),
+        None => atoms::nil().encode(env),
+    }
+}
+
+/// Live children: `[{task, pid, execed, fds open {stdin, stdout, stderr}, credit, signaloneof}]`.
+#[rustler::nif]
+fn task_children<'a>(env: Env<'a>, task: Task) -> Term<'a> {
+    let children = task.node.lock().children.clone();
+    let children: Vec<Term<'a>> = children
+        .into_iter()
+        .filter_map(node::find)
+        .filter_map(|child| {
+            let inner = child.node.lock();
+            let pid = inner.pid.filter(|_| inner.is_alive())?;
+            let open = (
+                child.node.stdin().is_open(),
+                inner.outputs.output(Stream::Stdout).is_some(),
+                inner.outputs.output(Stream::Stderr).is_some(),
+            );
+            let (execed, credit) = (inner.execed, inner.credit);
+            let signaloneof = inner.options.signaloneof;
+            drop(inner);
+            Some((child, pid, execed, open, credit, signaloneof).encode(env))
+        })
+        .collect();
+    children.encode(env)
+}
+
+fn option<'o>(options: &'o mut Options, name: &str) -> Option<(&'o mut i64, i64)> {
+    let slot = match name {
+        "maxchild" => (&mut options.maxchild, i64::from(i32::MAX)),
+        "maxforkdepth" => (&mut options.maxforkdepth, 255),
+        "exit_status" => (&mut options.exit_status, i64::from(i32::MAX)),
+        "termsig" => (&mut options.termsig, i64::from(i32::MAX)),
+        "flowcontrol" => (&mut options.flowcontrol, i64::from(i32::MAX)),
+        "signaloneof" => (&mut options.signaloneof, 64),
+        "stdin_closed" => (&mut options.stdin_closed, i64::from(i32::MAX)),
+        "stdout_closed" => (&mut options.stdout_closed, i64::from(i32::MAX)),
+        "stderr_closed" => (&mut options.stderr_closed, i64::from(i32::MAX)),
+        _ => return None,
+    };
+    Some(slot)
+}
+
+/// `true`, or `false` if the option is unknown, the value refused or the task dead.
+#[rustler::nif]
+fn task_setopt(task: Task, name: String, value: i64) -> bool {
+    let mut inner = task.node.lock();
+    let live = i64::try_from(inner.children.len()).unwrap_or(i64::MAX);
+    let usable = inner.is_alive() && !inner.execed;
+    let Some((slot, most)) = option(&mut inner.options, &name).filter(|_| usable) else {
+        return false;
+    };
+    let value = if name == "flowcontrol" {
+        value.max(-1)
+    } else {
+        value
+    };
+    if value > most || (name == "maxchild" && value < live) {
+        return false;
+    }
+    *slot = value;
+    drop(inner);
+    if name == "signaloneof" {
+        tell_signaloneof(&task, value);
+    }
+    true
+}
+
+fn tell_signaloneof(task: &Task, value: i64) {
+    let signal = i32::try_from(value).unwrap_or(0);
+    task.node.tell(ToNode::Set {
+        sequence: 0,
+        setting: Setting::SignalOneOf(signal),
+    });
+}
+
+#[rustler::nif]
+fn task_getopt<'a>(env: Env<'a>, task: Task, name: String) -> Term<'a> {
+    let mut inner = task.node.lock();
+    let usable = inner.is_alive() && !inner.execed;
+    match option(&mut inner.options, &name).filter(|_| usable) {
+        Some((slot, _)) => slot.encode(env),
+        None => false.encode(env),
+    }
+}
+
+/// Of a child: sets its credit, or what its own children are sent. False for a root or a dead task.
+#[rustler::nif]
+fn task_setcpid(task: Task, name: String, value: i64) -> bool {
+    let node = &task.node;
+    if node.parent.is_none() || !node.lock().is_alive() {
+        return false;
+    }
+    match name.as_str() {
+        "flowcontrol" => node.grant(|_| value.max(-1)),
+        "signaloneof" if (0..=64).contains(&value) => {
+            node.lock().options.signaloneof = value;
+            if !node.lock().execed {
+                tell_signaloneof(&task, value);
+            }
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Adds credit; no effect when it is unlimited.
+#[rustler::nif]
+fn task_credit(task: Task, chunks: i64) -> bool {
+    let node = &task.node;
+    if !node.lock().is_alive() {
+        return false;
+    }
+    node.grant(|credit| {
+        if credit < 0 {
+            credit
+        } else {
+            credit.saturating_add(chunks)
+        }
+    });
+    true
+}
+
+/// As `write`; `{:error, :epipe}` also for a dead task.
+#[rustler::nif]
+fn task_write<'a>(
+    env: Env<'a>,
+    task: Task,
+    data: Binary<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    let node = &task.node;
+    let mut stdin = node.stdin();
+    let written = stdin.write(data, || waiter(env, reference));
+    if stdin.is_pending() {
+        if let Some(fd) = stdin.unwatched() {
+            let _ = node.shard.register(node.id, Role::Stdin, fd);
+        } else if stdin.stopped_early() {
+            node.shard.command(Command::Stdin(node.id));
+        }
+    }
+    match written {
+        Written::Done => atoms::ok().encode(env),
+        Written::Waiting => atoms::wait().encode(env),
+        Written::Closed => (atoms::error(), atoms::epipe()).encode(env),
+    }
+}
+
+#[derive(rustler::NifUnitEnum, Clone, Copy)]
+enum StandardStream {
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+/// Closes our end. `{:error, :ebadf}`: it was closed already.
+#[rustler::nif]
+fn task_eof<'a>(env: Env<'a>, task: Task, stream: StandardStream) -> Term<'a> {
+    let node = &task.node;
+    if !node.lock().is_alive() {
+        return (atoms::error(), atoms::esrch()).encode(env);
+    }
+    let closed = match stream {
+        StandardStream::Stdin => node.stdin().close(),
+        StandardStream::Stdout => node.lock().outputs.stdout.take().is_some(),
+        StandardStream::Stderr => node.lock().outputs.stderr.take().is_some(),
+    };
+    if closed {
+        atoms::ok().encode(env)
+    } else {
+        (atoms::error(), atoms::ebadf()).encode(env)
+    }
+}
+
+/// Owner only: `{:error, :eacces}`. `{:error, :badarg}`: the new owner is dead.
+#[rustler::nif]
+fn task_controlling_process<'a>(env: Env<'a>, task: Task, pid: LocalPid) -> Term<'a> {
+    let refused = {
+        let inner = task.node.lock();
+        match (inner.is_alive(), inner.owner == env.pid()) {
+            (false, _) => Some(atoms::esrch()),
+            (_, false) => Some(atoms::eacces()),
+            _ => None,
+        }
+    };
+    if let Some(reason) = refused {
+        return (atoms::error(), reason).encode(env);
+    }
+    let Some(monitor) = task.monitor(Some(env), &pid) else {
+        return (atoms::error(), atoms::badarg()).encode(env);
+    };
+    let previous = {
+        let mut inner = task.node.lock();
+        inner.owner = pid;
+        inner.monitor.replace(monitor)
+    };
+    if let Some(previous) = previous {
+        task.demonitor(Some(env), &previous);
+    }
+    atoms::ok().encode(env)
+}
+
+/// Redirects output and the terminal event.
+#[rustler::nif]
+fn task_stdio<'a>(env: Env<'a>, task: Task, pid: LocalPid) -> Term<'a> {
+    if !task.node.lock().is_alive() {
+        return (atoms::error(), atoms::esrch()).encode(env);
+    }
+    let Some(monitor) = task.monitor(Some(env), &pid) else {
+        return (atoms::error(), atoms::badarg()).encode(env);
+    };
+    let previous = task.node.lock().receiver.replace((pid, monitor));
+    if let Some((_, previous)) = previous {
+        task.demonitor(Some(env), &previous);
+    }
+    atoms::ok().encode(env)
+}
+
+/// The calls that need no task: `X_constant`, `errno_id`, `version`. `{:ok, value}`, or `:undef` or
+/// `{:badarg, position}`.
+#[rustler::nif]
+fn query<'a>(env: Env<'a>, name: Atom, arguments: Vec<Term<'a>>) -> Term<'a> {
+    match spec::query(env, name, &arguments) {
+        Ok(value) => (atoms::ok(), value).encode(env),
+        Err(BadArgument::Undefined) => atoms::undef().encode(env),
+        Err(BadArgument::Type(position) | BadArgument::UnknownConstant(position)) => {
+            (atoms::badarg(), position).encode(env)
+        }
+    }
+}
+
+/// Name, arguments (name and shape each), how many of the last may be left out, documentation.
+type CallRow = (
+    &'static str,
+    Vec<(&'static str, &'static str)>,
+    usize,
+    &'static str,
+);
+
+/// The table of calls.
+#[rustler::nif]
+fn calls() -> Vec<CallRow> {
+    stdio_protocol::call::TABLE
+        .iter()
+        .map(|row| (row.name, row.arguments.to_vec(), row.optional, row.doc))
+        .collect()
+}

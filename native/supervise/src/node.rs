@@ -1,0 +1,714 @@
+//! A process that serves requests: a root that was not given a program to run, or a task.
+//!
+//! Rules:
+//! 1. Requests are served one at a time, in the order of the socket.
+//! 2. Its children are known by the NIF's names; their ends are reported on this socket.
+//! 3. When its socket ends, its owner is gone (or the BEAM): its children's groups get the
+//!    `signaloneof` signal, after 100 ms SIGKILL, with everything below them. A root kills all that
+//!    it has adopted too, and then ends; the lifeline's end does the same.
+//! 4. Filters only grow narrower. A request that is filtered is refused, never an end.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::SignalFd;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getpid, pipe2, write, Pid};
+use serde_bytes::ByteBuf;
+use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
+use stdio_protocol::message::{
+    Exec, Filter, FromNode, Handler, Program, Redirect, Refusal, Sequence, Setting, Step, TaskId,
+    ToNode, ToRoot,
+};
+use stdio_protocol::value::Value;
+
+use crate::call::{self, Context};
+use crate::filter::CallFilter;
+use crate::supervisor::Inherited;
+use crate::sys::{self, Fork};
+use crate::{exec, reap, task};
+
+/// Between `signaloneof` and SIGKILL.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Unkillable processes are given up on after this.
+const TEARDOWN_DEADLINE: Duration = Duration::from_secs(5);
+const PASS_PAUSE: Duration = Duration::from_millis(5);
+/// A peer broke the protocol.
+const EXIT_PROTOCOL: i32 = 2;
+const DEFAULT_SIGNAL_ONE_OF: i32 = libc::SIGTERM;
+
+/// What its place in the tree is.
+enum Place {
+    /// Forked by the launcher, whose death the lifeline tells.
+    Root {
+        lifeline: OwnedFd,
+    },
+    Task,
+}
+
+struct Node {
+    control: OwnedFd,
+    signals: SignalFd,
+    receiver: Receiver,
+    place: Place,
+    context: Context,
+    children: HashMap<Pid, TaskId>,
+    handlers: Handlers,
+    own_filter: CallFilter,
+    child_filter: CallFilter,
+    signal_one_of: i32,
+    outbox: Vec<Datagram>,
+}
+
+/// What to do with each signal that the signalfd reports. Those left to the kernel (default or
+/// ignored) are not blocked, and so not reported.
+#[derive(Clone)]
+struct Handlers([Handler; 65]);
+
+impl Handlers {
+    fn get(&self, signal: i32) -> Handler {
+        usize::try_from(signal)
+            .ok()
+            .and_then(|signal| self.0.get(signal).copied())
+            .unwrap_or(Handler::Default)
+    }
+
+    fn set(&mut self, signal: i32, handler: Handler) {
+        if let Some(slot) = usize::try_from(signal)
+            .ok()
+            .and_then(|signal| self.0.get_mut(signal))
+        {
+            *slot = handler;
+        }
+    }
+}
+
+impl Default for Handlers {
+    /// A fresh process tells its owner of every signal, and reaps by itself.
+    fn default() -> Self {
+        let mut handlers = Self([Handler::Info; 65]);
+        for signal in [libc::SIGCHLD, libc::SIGKILL, libc::SIGSTOP] {
+            handlers.set(signal, Handler::Default);
+        }
+        handlers
+    }
+}
+
+/// A root's turn from a spare into a process that serves requests.
+pub fn serve_root(inherited: Inherited, first: ToNode, fds: Vec<OwnedFd>) -> ! {
+    let Inherited {
+        control,
+        lifeline,
+        signals,
+        receiver,
+    } = inherited;
+    let node = Node {
+        control,
+        signals,
+        receiver,
+        place: Place::Root { lifeline },
+        context: Context::default(),
+        children: HashMap::new(),
+        handlers: Handlers::default(),
+        own_filter: CallFilter::default(),
+        child_filter: CallFilter::default(),
+        signal_one_of: DEFAULT_SIGNAL_ONE_OF,
+        outbox: Vec::new(),
+    };
+    node.serve(first, fds)
+}
+
+/// Why a node stops serving.
+enum Stop {
+    /// Its owner, the BEAM or the launcher is gone.
+    Abandoned,
+    /// The peer makes no sense.
+    Protocol,
+    /// It was asked to end.
+    Asked(u8),
+}
+
+impl Node {
+    fn serve(mut self, first: ToNode, fds: Vec<OwnedFd>) -> ! {
+        let mut result = self.handle(first, fds);
+        loop {
+            if let Err(stop) = result {
+                self.stop(stop);
+            }
+            result = self.turn();
+        }
+    }
+
+    /// One round of the event loop.
+    fn turn(&mut self) -> Result<(), Stop> {
+        self.flush();
+        let (control, signals, lifeline) = self.wait(None);
+        if signals {
+            self.read_signal();
+        }
+        if lifeline {
+            return Err(Stop::Abandoned);
+        }
+        if control {
+            self.receive()?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self, at_most: Option<Duration>) -> (bool, bool, bool) {
+        let mut wanted = PollFlags::POLLIN;
+        if !self.outbox.is_empty() {
+            wanted |= PollFlags::POLLOUT;
+        }
+        let mut fds = vec![
+            PollFd::new(self.control.as_fd(), wanted),
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+        ];
+        if let Place::Root { lifeline } = &self.place {
+            fds.push(PollFd::new(lifeline.as_fd(), PollFlags::POLLIN));
+        }
+        let timeout = at_most.map_or(PollTimeout::NONE, |pause| {
+            PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO)
+        });
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => sys::die("poll", errno),
+        }
+        let ready = |index: usize| {
+            fds.get(index)
+                .and_then(PollFd::revents)
+                .is_some_and(|events| !events.is_empty())
+        };
+        (ready(0), ready(1), ready(2))
+    }
+
+    fn receive(&mut self) -> Result<(), Stop> {
+        match self.receiver.recv::<ToRoot>(self.control.as_fd()) {
+            Ok(Some(received)) => match received.message {
+                ToRoot::Node(message) => self.handle(*message, received.fds),
+                ToRoot::Start(_) | ToRoot::Terminate(_) => Err(Stop::Protocol),
+            },
+            Ok(None) => Err(Stop::Abandoned),
+            Err(error) if error.errno() == Errno::EAGAIN => Ok(()),
+            Err(_) => Err(Stop::Protocol),
+        }
+    }
+
+    fn handle(&mut self, message: ToNode, fds: Vec<OwnedFd>) -> Result<(), Stop> {
+        match message {
+            ToNode::Root { sequence, environ } => self.become_root(sequence, environ, fds)?,
+            ToNode::Fork {
+                sequence,
+                task,
+                clone,
+            } => self.fork(sequence, task, clone, fds)?,
+            ToNode::Batch { sequence, steps } => self.batch(sequence, &steps),
+            ToNode::Exec { sequence, program } => self.exec(sequence, program, fds.first()),
+            ToNode::Set { sequence, setting } => self.set(sequence, setting),
+            ToNode::Kill { task } => self.kill_child(task),
+            ToNode::Terminate { task, signal } => self.terminate_child(task, signal),
+            ToNode::Reap { sequence } => self.reap_tree(sequence),
+            ToNode::Signal { pids, signal } => {
+                for pid in pids {
+                    reap::signal_if_descendant(Pid::from_raw(pid), signal);
+                }
+            }
+            ToNode::Exit { status } => return Err(Stop::Asked(status)),
+        }
+        Ok(())
+    }
+
+    /// A root gets descriptors 0-2 too; its control socket, which is fd 0, moves out of the way.
+    fn become_root(
+        &mut self,
+        sequence: Sequence,
+        environ: Vec<ByteBuf>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Stop> {
+        let Ok([stdin, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else {
+            return Err(Stop::Protocol);
+        };
+        let moved = sys::duplicate_high(&self.control).map_err(|_| Stop::Protocol)?;
+        std::mem::forget(std::mem::replace(&mut self.control, moved));
+        dup2_stdin(&stdin)
+            .and_then(|()| dup2_stdout(&stdout))
+            .and_then(|()| dup2_stderr(&stderr))
+            .map_err(|_| Stop::Protocol)?;
+        self.context.environ = environ.into_iter().map(ByteBuf::into_vec).collect();
+        self.protect();
+        let pid = Value::Int(i128::from(getpid().as_raw()));
+        self.done(sequence, 0, Ok(pid));
+        Ok(())
+    }
+
+    /// The child serves requests too, and so goes on in here.
+    fn fork(
+        &mut self,
+        sequence: Sequence,
+        task: TaskId,
+        clone: u64,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Stop> {
+        let Ok([control, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(fds) else {
+            return Err(Stop::Protocol);
+        };
+        let name = if clone == 0 { "fork" } else { "clone" };
+        if !self.own_filter.allows(name) {
+            self.done(sequence, 0, Err(Refusal::Undefined));
+            return Ok(());
+        }
+        let me = getpid();
+        let born = pipe2(OFlag::O_CLOEXEC)
+            .and_then(|(go_ahead, go)| Ok((sys::clone(clone)?, go_ahead, go)));
+        match born {
+            Ok((Fork::Parent(pid), _, go)) => {
+                self.children.insert(pid, task);
+                // Recorded: from here on it may run. EPIPE: it was killed, which wait reports.
+                let _ = write(&go, &pid.as_raw().to_ne_bytes());
+                self.tell(&FromNode::Forked {
+                    sequence,
+                    task,
+                    pid: pid.as_raw(),
+                });
+            }
+            Ok((Fork::Child, go_ahead, go)) => {
+                let parent = (clone & sys::CLONE_NEWPID == 0).then_some(me);
+                // Closed with all the others, by number.
+                let _ = go.into_raw_fd();
+                let descriptors = task::Descriptors {
+                    control,
+                    stdin,
+                    stdout,
+                    stderr,
+                    go_ahead,
+                };
+                self.be_born(descriptors, parent);
+            }
+            Err(errno) => self.done(sequence, 0, Err(Refusal::Errno(errno as i32))),
+        }
+        Ok(())
+    }
+
+    /// In the child: what was the parent's is closed or forgotten, then requests are served.
+    fn be_born(&mut self, descriptors: task::Descriptors, parent: Option<Pid>) {
+        let Ok((control, go_ahead)) = task::arrange(descriptors) else {
+            sys::exit(1)
+        };
+        if task::read_pid(&File::from(go_ahead)).is_none() {
+            sys::exit(1);
+        }
+        // The old numbers are closed or taken by now: nothing of the parent's may be dropped.
+        std::mem::forget(std::mem::replace(&mut self.control, control));
+        let signals = match crate::sanitize::signal_descriptor_for(&self.reported()) {
+            Ok(signals) => signals,
+            Err(_) => sys::exit(1),
+        };
+        std::mem::forget(std::mem::replace(&mut self.signals, signals));
+        std::mem::forget(std::mem::replace(&mut self.place, Place::Task));
+        self.context.parent = parent;
+        self.protect();
+        self.children.clear();
+        self.outbox.clear();
+        self.own_filter = self.child_filter.clone();
+        // A task holds no descriptor but its own: its user namespace's maps can be written.
+        let _ = nix::sys::prctl::set_dumpable(true);
+    }
+
+    /// To calls, the descriptors that serving needs do not exist.
+    fn protect(&mut self) {
+        self.context.protected = vec![self.control.as_raw_fd(), self.signals.as_raw_fd()];
+        if let Place::Root { lifeline } = &self.place {
+            self.context.protected.push(lifeline.as_raw_fd());
+        }
+    }
+
+    fn batch(&mut self, sequence: Sequence, steps: &[Step]) {
+        let ok = || Value::Atom("ok".to_owned());
+        let mut state = None;
+        let mut stopped = None;
+        let mut done = 0;
+        for step in steps {
+            let result = if self.own_filter.allows(step.call.name()) {
+                call::apply(&step.call, &mut self.context)
+                    .map_err(|errno| Refusal::Errno(errno as i32))
+            } else {
+                Err(Refusal::Undefined)
+            };
+            match result {
+                Err(Refusal::Errno(errno)) if step.ignore.contains(&errno) => state = Some(ok()),
+                Err(Refusal::Errno(_)) if !step.errexit => {}
+                Ok(value) => match state_of(&value) {
+                    Some(value) => state = Some(value),
+                    None => stopped = Some(Ok(value)),
+                },
+                Err(refusal) => stopped = Some(Err(refusal)),
+            }
+            if stopped.is_some() {
+                break;
+            }
+            done += 1;
+        }
+        let last = || match &state {
+            None => ok(),
+            Some(Value::Atom(name)) if name == "ok" => ok(),
+            Some(value) => Value::Tuple(vec![ok(), value.clone()]),
+        };
+        let result = stopped.unwrap_or_else(|| Ok(last()));
+        self.tell(&FromNode::Done {
+            sequence,
+            steps: done,
+            result,
+            state,
+        });
+    }
+
+    /// Returns only if it fails: the process is the program then.
+    fn exec(&mut self, sequence: Sequence, program: Program, null: Option<&OwnedFd>) {
+        let name = match &program {
+            Program::Path { .. } => "execve",
+            Program::Search { .. } => "execvp",
+            Program::Descriptor { .. } => "fexecve",
+        };
+        if !self.own_filter.allows(name) {
+            return self.done(sequence, 0, Err(Refusal::Undefined));
+        }
+        // The children's parent must go on serving their ends.
+        if !self.children.is_empty() {
+            return self.done(sequence, 0, Err(Refusal::Errno(libc::EACCES)));
+        }
+        self.flush();
+        let Err(errno) = self.try_exec(sequence, program, null);
+        // It serves on.
+        let _ = self.reported().thread_set_mask();
+        let root = matches!(self.place, Place::Root { .. });
+        let _ = nix::sys::prctl::set_child_subreaper(root);
+        self.done(sequence, 0, Err(Refusal::Errno(errno as i32)));
+    }
+
+    fn try_exec(
+        &mut self,
+        sequence: Sequence,
+        program: Program,
+        null: Option<&OwnedFd>,
+    ) -> Result<Infallible, Errno> {
+        let environ = || {
+            self.context
+                .environ
+                .iter()
+                .cloned()
+                .map(ByteBuf::from)
+                .collect()
+        };
+        let prepared = match program {
+            Program::Path { exec, redirect } => {
+                redirect_streams(redirect, null)?;
+                exec::prepare(exec)?
+            }
+            Program::Search { file, argv } => exec::prepare(Exec {
+                file,
+                argv,
+                env: environ(),
+                search: true,
+            })?,
+            Program::Descriptor { fd, argv, env } => exec::prepare_descriptor(fd, argv, env)?,
+        };
+        sys::keep_only_standard_descriptors_at_exec();
+        // It would survive exec.
+        nix::sys::prctl::set_child_subreaper(false)?;
+        channel::send(&self.control, &FromNode::Execing { sequence }, &[])
+            .map_err(|error| error.errno())?;
+        SigSet::empty().thread_set_mask()?;
+        exec::apply(&prepared)
+    }
+
+    fn set(&mut self, sequence: Sequence, setting: Setting) {
+        let result = match setting {
+            Setting::Filter { .. } if !self.own_filter.allows("filter") => Err(Refusal::Undefined),
+            Setting::Filter { own, children } => {
+                self.filter(&own, &children);
+                Ok(Value::Atom("ok".to_owned()))
+            }
+            Setting::Sigaction { .. } if !self.own_filter.allows("sigaction") => {
+                Err(Refusal::Undefined)
+            }
+            Setting::Sigaction { signal, handler } => self
+                .sigaction(signal, handler)
+                .map_err(|errno| Refusal::Errno(errno as i32)),
+            Setting::Forward if !self.own_filter.allows("sigaction") => Err(Refusal::Undefined),
+            Setting::Forward => self
+                .forward_all()
+                .map_err(|errno| Refusal::Errno(errno as i32)),
+            Setting::SignalOneOf(signal) => {
+                self.signal_one_of = signal;
+                Ok(Value::Atom("ok".to_owned()))
+            }
+        };
+        self.done(sequence, 0, result);
+    }
+
+    fn filter(&mut self, own: &Filter, children: &Filter) {
+        self.own_filter.narrow(own);
+        self.child_filter.narrow(children);
+    }
+
+    fn forward_all(&mut self) -> Result<Value, Errno> {
+        const FAULTS: [i32; 3] = [libc::SIGILL, libc::SIGBUS, libc::SIGSEGV];
+        const KEPT: [i32; 4] = [libc::SIGKILL, libc::SIGSTOP, libc::SIGCHLD, libc::SIGPIPE];
+        for signal in 1..=64 {
+            let handler = match signal {
+                signal if KEPT.contains(&signal) => continue,
+                signal if FAULTS.contains(&signal) => Handler::Default,
+                _ => Handler::Forward,
+            };
+            self.handlers.set(signal, handler);
+        }
+        self.reported().thread_set_mask()?;
+        // A supervisor from here on: its programs may not look into it (be_born turned it on).
+        nix::sys::prctl::set_dumpable(false)?;
+        Ok(Value::Atom("ok".to_owned()))
+    }
+
+    fn sigaction(&mut self, signal: i32, handler: Option<Handler>) -> Result<Value, Errno> {
+        if !(1..=64).contains(&signal) {
+            return Err(Errno::EINVAL);
+        }
+        let previous = self.handlers.get(signal);
+        if let Some(handler) = handler {
+            // SIGCHLD tells of children: either they are reaped here, or the owner is told.
+            let handler = match (signal, handler) {
+                (libc::SIGKILL | libc::SIGSTOP, _) => return Err(Errno::EINVAL),
+                (libc::SIGCHLD, Handler::Ignore) => Handler::Default,
+                (_, handler) => handler,
+            };
+            sys::set_ignored(signal, handler == Handler::Ignore)?;
+            self.handlers.set(signal, handler);
+            self.reported().thread_set_mask()?;
+        }
+        let name = match previous {
+            Handler::Default => "sig_dfl",
+            Handler::Ignore => "sig_ign",
+            Handler::Info => "sig_info",
+            Handler::Forward => "forward",
+        };
+        Ok(Value::Tuple(vec![
+            Value::Atom("ok".to_owned()),
+            Value::Atom(name.to_owned()),
+        ]))
+    }
+
+    /// The signals that the signalfd reports, which are the blocked ones.
+    fn reported(&self) -> SigSet {
+        let mut set = SigSet::all();
+        for signal in nix::sys::signal::Signal::iterator() {
+            let left_to_kernel = matches!(
+                self.handlers.get(signal as i32),
+                Handler::Default | Handler::Ignore
+            );
+            if left_to_kernel && signal as i32 != libc::SIGCHLD {
+                set.remove(signal);
+            }
+        }
+        set
+    }
+
+    fn read_signal(&mut self) {
+        let Ok(Some(info)) = self.signals.read_signal() else {
+            return;
+        };
+        let Ok(signal) = i32::try_from(info.ssi_signo) else {
+            return;
+        };
+        let handler = self.handlers.get(signal);
+        if signal == libc::SIGCHLD && handler != Handler::Info {
+            self.reap();
+            return;
+        }
+        match handler {
+            Handler::Info => self.tell(&FromNode::Signal {
+                signal,
+                info: ByteBuf::from(sys::siginfo(&info)),
+            }),
+            Handler::Forward => {
+                reap::signal_descendants(signal);
+            }
+            Handler::Default | Handler::Ignore => {}
+        }
+    }
+
+    /// Collects every child that has ended; `ECHILD` is true.
+    fn reap(&mut self) -> bool {
+        loop {
+            match sys::wait_any() {
+                Ok(Some(ended)) => {
+                    let Some(task) = self.children.remove(&ended.pid) else {
+                        continue;
+                    };
+                    self.tell(&FromNode::Exited {
+                        task,
+                        exit: ended.exit,
+                        usage: ended.usage,
+                    });
+                }
+                Ok(None) => return false,
+                Err(_) => return true,
+            }
+        }
+    }
+
+    /// The child and everything that still hangs on it.
+    fn kill_child(&mut self, task: TaskId) {
+        let pid = self
+            .children
+            .iter()
+            .find(|(_, child)| **child == task)
+            .map(|(pid, _)| *pid);
+        if let Some(pid) = pid {
+            reap::kill_subtree(pid);
+            self.reap();
+        }
+    }
+
+    fn terminate_child(&mut self, task: TaskId, signal: i32) {
+        let child = self.children.iter().find(|(_, child)| **child == task);
+        let Some(pid) = child.map(|(pid, _)| *pid) else {
+            return;
+        };
+        // PID 1 of a namespace never sees what it does not catch.
+        if sys::leads_namespace(pid) && !sys::catches(pid, signal) {
+            return self.kill_child(task);
+        }
+        let leads_group = nix::unistd::getpgid(Some(pid)) == Ok(pid);
+        let target = if leads_group {
+            -pid.as_raw()
+        } else {
+            pid.as_raw()
+        };
+        let _ = sys::kill(target, signal);
+    }
+
+    fn reap_tree(&mut self, sequence: Sequence) {
+        let give_up = Instant::now() + TEARDOWN_DEADLINE;
+        let result = loop {
+            if self.reap() || reap::signal_descendants(libc::SIGKILL) == 0 {
+                break Ok(Value::Atom("ok".to_owned()));
+            }
+            if give_up <= Instant::now() {
+                break Err(Refusal::Errno(libc::ETIMEDOUT));
+            }
+            self.wait_for_child();
+        };
+        self.done(sequence, 0, result);
+    }
+
+    fn done(&mut self, sequence: Sequence, steps: u32, result: Result<Value, Refusal>) {
+        self.tell(&FromNode::Done {
+            sequence,
+            steps,
+            result,
+            state: None,
+        });
+    }
+
+    /// In order, also when the socket is full.
+    fn tell(&mut self, message: &FromNode) {
+        if let Ok(datagram) = Datagram::new(message) {
+            self.outbox.push(datagram);
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        while let Some(datagram) = self.outbox.first() {
+            match datagram.send(self.control.as_fd(), &[]) {
+                Err(error) if is_busy(error.errno()) => return,
+                // Sent, or nobody is there to read it.
+                _ => drop(self.outbox.remove(0)),
+            }
+        }
+    }
+
+    fn stop(&mut self, stop: Stop) -> ! {
+        let status = match stop {
+            Stop::Asked(status) => i32::from(status),
+            Stop::Abandoned => 0,
+            Stop::Protocol => EXIT_PROTOCOL,
+        };
+        self.end_children();
+        sys::exit(status)
+    }
+
+    /// Rule 3.
+    fn end_children(&mut self) {
+        let signal = self.signal_one_of;
+        let gentle = signal != 0 && signal != libc::SIGKILL && !self.children.is_empty();
+        if gentle {
+            for pid in self.children.keys() {
+                let group = -pid.as_raw();
+                if sys::kill(group, signal).is_err() {
+                    let _ = sys::kill(pid.as_raw(), signal);
+                }
+            }
+            let until = Instant::now() + LAST_WORDS;
+            while Instant::now() < until && !self.reap() {
+                self.wait_for_child();
+            }
+        }
+        let give_up = Instant::now() + TEARDOWN_DEADLINE;
+        let root = matches!(self.place, Place::Root { .. });
+        loop {
+            let left = if root {
+                reap::signal_descendants(libc::SIGKILL)
+            } else {
+                let children: Vec<_> = self.children.keys().copied().collect();
+                children.iter().map(|pid| reap::kill_subtree(*pid)).sum()
+            };
+            if self.reap() || left == 0 || give_up <= Instant::now() {
+                return;
+            }
+            self.wait_for_child();
+        }
+    }
+
+    /// A moment, or less if a signal comes.
+    fn wait_for_child(&self) {
+        let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(
+            &mut fds,
+            PollTimeout::try_from(PASS_PAUSE).unwrap_or(PollTimeout::ZERO),
+        );
+        while let Ok(Some(_)) = self.signals.read_signal() {}
+    }
+}
+
+fn redirect_streams(redirect: Redirect, null: Option<&OwnedFd>) -> Result<(), Errno> {
+    let null = || null.ok_or(Errno::EBADF);
+    if redirect.stdin_null {
+        dup2_stdin(null()?)?;
+    }
+    if redirect.stderr_null {
+        dup2_stderr(null()?)?;
+    }
+    if redirect.stderr_to_stdout {
+        dup2_stderr(std::io::stdout())?;
+    }
+    Ok(())
+}
+
+/// What a result leaves for a later step of the same level: `:ok` itself, or the value in
+/// `{:ok, value}`. Results of any other shape end a batch.
+fn state_of(value: &Value) -> Option<Value> {
+    match value {
+        Value::Atom(name) if name == "ok" => Some(value.clone()),
+        Value::Tuple(items) => match items.as_slice() {
+            [Value::Atom(name), value] if name == "ok" => Some(value.clone()),
+            _ => None,
+        },
+        _ => None,
+    }
+}

@@ -1,0 +1,299 @@
+defmodule Stdio.BehaviourEndTest do
+  # How streams of behaviours end: shared supervisors, atexit, onexit, halts, leftovers.
+  use Stdio.Test.StreamCase
+  import Stdio.Test.Tasks, only: [elsewhere: 1, kill!: 1, root!: 0, sh!: 3, events: 1]
+
+  alias Stdio.{ProcessTree, Task}
+  alias Stdio.Test.{Deep, Plain}
+
+  defp run(command, behaviour, config \\ []),
+    do: Enum.to_list(Stdio.stream!(command, behaviour, config))
+
+  defp shared!(atexit \\ :noshutdown) do
+    assert {:ok, %Stdio{} = supervisor} = Stdio.supervisor(atexit)
+    {supervisor, Stdio.with_supervisor(Stdio.Process, supervisor)}
+  end
+
+  describe "a shared supervisor" do
+    test "the same parent twice, and it lives on" do
+      {supervisor, phases} = shared!()
+      assert [stdout: parent, exit_status: 0] = run("echo $PPID", phases)
+      assert run("echo $PPID", phases) == [stdout: parent, exit_status: 0]
+      assert parent == "#{Task.pidof(supervisor.init)}\n"
+      assert Task.stop(supervisor.init) == :ok
+      assert messages() == []
+    end
+
+    test "both ends of a pipe at once" do
+      {supervisor, phases} = shared!()
+
+      producer =
+        "echo test; kill $$"
+        |> Stdio.stream!(phases)
+        |> Stream.transform([], &Stdio.Stream.stdout_to_stderr/2)
+
+      assert producer |> Stdio.pipe!("sed -u 's/t/_/g'", phases) |> Enum.to_list() ==
+               [stdout: "_es_\n", exit_status: 0]
+
+      assert Task.stop(supervisor.init) == :ok
+      assert messages() == []
+    end
+
+    test "many streams side by side", %{mark: mark} do
+      {supervisor, phases} = shared!()
+
+      streams =
+        for n <- 1..20, do: Elixir.Task.async(fn -> run("echo #{n}; exit #{n}", phases) end)
+
+      for {elements, n} <- Enum.with_index(Elixir.Task.await_many(streams, 30_000), 1) do
+        assert elements == [stdout: "#{n}\n", exit_status: n]
+      end
+
+      # A halt ends one of them alone.
+      other = Elixir.Task.async(fn -> run(["/bin/sh", "-c", "read _; echo on", mark], phases) end)
+      assert [stdout: _] = Enum.take(Stdio.stream!("yes", phases), 1)
+      assert [_] = Proc.wait_until(fn -> match?([_], Proc.find(mark)) && Proc.find(mark) end)
+      assert Elixir.Task.shutdown(other, :brutal_kill) == nil
+      assert Proc.wait_until(fn -> Proc.gone?(mark) end, 5000)
+      assert run("echo on", phases) == [stdout: "on\n", exit_status: 0]
+      assert Task.stop(supervisor.init) == :ok
+      assert messages() == []
+    end
+
+    test "leftovers stay until reap", %{mark: mark} do
+      {supervisor, phases} = shared!()
+      line = "exec >/dev/null 2>&1; setsid sh -c 'sleep 1000; :' #{mark} & exit 0"
+      assert run(line, phases) == [exit_status: 0]
+      assert [left] = Proc.wait_until(fn -> match?([_], Proc.find(mark)) && Proc.find(mark) end)
+      tree = %ProcessTree{supervisor: supervisor}
+      assert Stdio.reap(tree, :sigwinch) == :ok
+      assert Proc.alive?(left)
+      assert Stdio.reap(tree) == :ok
+      assert Proc.find(mark) == []
+      assert run("echo on", phases) == [stdout: "on\n", exit_status: 0]
+      assert Task.stop(supervisor.init) == :ok
+      assert messages() == []
+    end
+
+    test "a task whose program has left a child: reap", %{mark: mark} do
+      {supervisor, _} = shared!()
+      {:ok, task} = Task.fork(supervisor.init)
+      Task.setcpid(task, :flowcontrol, -1)
+      line = "sleep 1000 </dev/null >/dev/null 2>&1 #{mark} & :"
+
+      assert Task.execve(task, ["/bin/sh", "-c", "sh -c '#{line}' #{mark}"], [
+               "PATH=/bin:/usr/bin"
+             ]) == :ok
+
+      assert events(task) |> List.last() == {:exit_status, 0}
+      assert Stdio.reap(%ProcessTree{supervisor: supervisor}) == :ok
+      assert Proc.children(Task.pidof(supervisor.init)) == []
+      assert Task.stop(supervisor.init) == :ok
+    end
+
+    test "its creator dies: all of it dies", %{mark: mark} do
+      {owner, {supervisor, phases}} = elsewhere(fn -> shared!() end)
+      pid = Task.pidof(supervisor.init)
+      stream = Stdio.stream!(["/bin/sh", "-c", "echo ready; sleep 1000; :", mark], phases)
+
+      elements =
+        Enum.map(stream, fn element ->
+          if element == {:stdout, "ready\n"}, do: kill!(owner)
+          element
+        end)
+
+      assert elements == [stdout: "ready\n", termsig: :sigkill]
+      assert Proc.wait_until(fn -> not Proc.alive?(pid) and Proc.gone?(mark) end, 5000)
+      error = assert_raise Stdio.OpError, fn -> run("true", phases) end
+      assert error.reason == :esrch
+      assert messages() == []
+    end
+  end
+
+  describe "atexit" do
+    test "a function: called once, may reap, the supervisor lives", %{mark: mark} do
+      me = self()
+
+      atexit = fn init, pipeline, state ->
+        supervisor = %Stdio{init: init}
+        children = Stdio.Procfs.children(Task.pidof(init))
+        result = Stdio.reap(%ProcessTree{supervisor: supervisor}, Task.pidof(init), :SIGKILL)
+        send(me, {:atexit, init, pipeline, state, children, result})
+      end
+
+      {supervisor, _} = shared!()
+      supervisor = %{supervisor | atexit: atexit, state: %{a: 1}}
+      phases = Stdio.with_supervisor(Plain, supervisor)
+      line = "exec >/dev/null 2>&1; setsid sh -c 'sleep 1000; :' #{mark} & exit 3"
+      assert run(line, phases) == [exit_status: 3]
+      assert_received {:atexit, init, [%{task: _, pid: pid}], %{a: 1}, _children, :ok}
+      assert init == supervisor.init
+      assert is_integer(pid)
+      assert Proc.find(mark) == []
+      assert Proc.children(Task.pidof(init)) == []
+      assert Proc.alive?(Task.pidof(init))
+
+      assert_raise Stdio.OpError, fn -> run("true", [{:ops, fn _ -> [:bad] end} | phases]) end
+      assert_received {:atexit, ^init, [], %{a: 1}, _, :ok}
+      assert Task.stop(init) == :ok
+      assert messages() == []
+    end
+
+    test ":shutdown and :noreap end the supervisor", %{mark: mark} do
+      for atexit <- [:shutdown, :noreap] do
+        {supervisor, phases} = shared!(atexit)
+        pid = Task.pidof(supervisor.init)
+        line = "setsid sh -c 'sleep 1000; :' #{mark} & exit 3"
+        assert run(line, phases) == [exit_status: 3]
+        assert Task.pidof(supervisor.init) == :noproc
+        refute Proc.alive?(pid)
+        assert Proc.find(mark) == []
+      end
+
+      assert messages() == []
+    end
+  end
+
+  describe "onexit" do
+    test "gets the tree, once, before the terminal element" do
+      me = self()
+
+      onexit = fn config ->
+        fn %ProcessTree{supervisor: %Stdio{}, pipeline: pipeline} = tree ->
+          send(me, {:onexit, config, length(pipeline), messages_of(me)})
+          Stdio.Process.onexit(config).(tree)
+        end
+      end
+
+      assert run("echo a; exit 3", [onexit: onexit], priority: 1) == [
+               stdout: "a\n",
+               exit_status: 3
+             ]
+
+      assert_received {:onexit, [priority: 1], 1, _}
+      assert messages() == []
+      assert [exit_status: 0] = Enum.to_list(Stdio.stream!("true", {Deep, onexit: onexit}))
+      assert_received {:onexit, [], 10, _}
+      assert [stdout: _] = Enum.take(Stdio.stream!("yes", onexit: onexit), 1)
+      assert_received {:onexit, [], 1, _}
+      assert messages() == []
+    end
+
+    defp messages_of(pid), do: Process.info(pid, :message_queue_len)
+  end
+
+  describe "what a program leaves behind" do
+    for {name, line} <- [
+          plain: "M &",
+          setsid: "setsid M &",
+          double_fork: "(M &)",
+          both: "(setsid M &)"
+        ] do
+      @tag script: line
+      test "is gone with the last element: #{name}", %{mark: mark, script: line} do
+        sleeper = "sh -c 'sleep 1000; :' #{mark}"
+
+        for behaviour <- [Plain, Deep] do
+          assert run(String.replace(line, "M", sleeper), behaviour) == [exit_status: 0]
+          assert Proc.find(mark) == []
+        end
+
+        assert messages() == []
+      end
+    end
+
+    test "a signal to the supervisor is forwarded" do
+      line = "trap 'exit 9' HUP; kill -HUP $PPID; while :; do sleep 0.1; done"
+      uid = beam_uid()
+      assert run(line, Plain, uid: uid, gid: uid) == [exit_status: 9]
+      assert messages() == []
+    end
+  end
+
+  describe "a consumer" do
+    test "that halts, raises, throws or exits", %{mark: mark} do
+      tree = [Proc.fixture("fork-tree"), mark, "2", "2", "--setsid"]
+      stream = Stdio.stream!(tree, Plain)
+      assert Enum.take(stream, 1) == [stdout: "ready\n"]
+      assert Proc.find(mark) == []
+      assert_raise RuntimeError, "mine", fn -> Enum.each(stream, fn _ -> raise "mine" end) end
+      assert Proc.find(mark) == []
+      assert catch_throw(Enum.each(stream, &throw/1)) == {:stdout, "ready\n"}
+      assert catch_exit(Enum.each(stream, &exit/1)) == {:stdout, "ready\n"}
+      assert Proc.find(mark) == []
+      assert messages() == []
+    end
+
+    test "that is killed", %{mark: mark} do
+      command = [
+        "/bin/sh",
+        "-c",
+        "setsid sh -c 'sleep 1000; :' $0 & echo ready; sleep 1000; :",
+        mark
+      ]
+
+      me = self()
+
+      {pid, monitor} =
+        spawn_monitor(fn -> Enum.each(Stdio.stream!(command, Deep), &send(me, &1)) end)
+
+      assert_receive {:stdout, "ready\n"}, 10_000
+      assert Proc.find(mark) != []
+      Process.exit(pid, :kill)
+      assert_receive {:DOWN, ^monitor, _, _, :killed}
+      assert Proc.wait_until(fn -> Proc.gone?(mark) end, 5000)
+      assert messages() == []
+    end
+
+    test "of two streams at once" do
+      both = Stream.zip(Stdio.stream!("echo a", Plain), Stdio.stream!("echo b", Deep))
+
+      assert Enum.to_list(both) == [
+               {{:stdout, "a\n"}, {:stdout, "b\n"}},
+               {{:exit_status, 0}, {:exit_status, 0}}
+             ]
+
+      assert messages() == []
+    end
+  end
+
+  describe "input" do
+    test "that raises, throws or exits: the consumer's, after the tree is gone", %{mark: mark} do
+      command = ["/bin/sh", "-c", "cat; sleep 1000; :", mark]
+
+      input = fn fail ->
+        Stream.map(["a", "b"], fn
+          "a" -> "a"
+          "b" -> fail.()
+        end)
+      end
+
+      pipe = fn fail -> fail |> input.() |> Stdio.pipe!(command, Plain) |> Enum.to_list() end
+
+      assert_raise RuntimeError, "input", fn -> pipe.(fn -> raise "input" end) end
+      assert Proc.find(mark) == []
+      assert catch_throw(pipe.(fn -> throw(:input) end)) == :input
+      assert catch_exit(pipe.(fn -> exit(:input) end)) == :input
+      assert Proc.find(mark) == []
+      assert messages() == []
+    end
+
+    test "that its program does not want" do
+      flood = Stream.repeatedly(fn -> String.duplicate("a", 10_000) end)
+
+      assert flood |> Stdio.pipe!("exec <&-; echo a", Plain) |> Enum.to_list() == [
+               stdout: "a\n",
+               exit_status: 0
+             ]
+
+      assert messages() == []
+    end
+  end
+
+  test "tasks beside a stream keep their messages", %{mark: mark} do
+    task = sh!(root!(), "echo mine; sleep 1000; :", mark)
+    assert run("echo a", Plain) == [stdout: "a\n", exit_status: 0]
+    assert_receive {:stdout, ^task, "mine\n"}, 5000
+    assert messages() == []
+  end
+end

@@ -1,0 +1,66 @@
+defmodule Stdio.RootlessTest do
+  use Stdio.Test.ContainerTests, behaviour: Stdio.Rootless, tag: :userns
+
+  alias Stdio.Rootless
+
+  test "ids and processes", context do
+    assert %{stdout: "65534\n65534\n2\n"} = run("id -u; id -g; echo $$", context)
+    assert %{stdout: "0\n7\n"} = run("id -u; id -g", context, uid: 0, gid: 7)
+
+    assert %{stdout: "65534\n" <> _} =
+             run("cut -c1-10 /proc/self/uid_map | tr -d ' '; cat /proc/self/setgroups", context)
+  end
+
+  if File.exists?("/usr/bin/pstree") do
+    test "the processes it sees", context do
+      assert %{stdout: "Supervise---sh---pstree\n"} = run("pstree", context)
+      assert %{stdout: "sh---pstree\n"} = run("pstree $$", context)
+    end
+  end
+
+  test "what it leaves behind is adopted and reaped while it runs", context do
+    line = "(sleep 0.05 & echo $! > /tmp/pid); read pid < /tmp/pid; sleep 0.3; test -d /proc/$pid"
+    assert %{exit: {:exit_status, 1}} = run(line, context)
+  end
+
+  test "capabilities: none; of uid 0 those for its own", context do
+    line = "grep CapEff /proc/self/status"
+    assert %{stdout: "CapEff:\t0000000000000000\n"} = run(line, context)
+    assert %{stdout: "CapEff:\t00000000000425fb\n"} = run(line, context, uid: 0)
+  end
+
+  test "the supervisor inside shows nothing of itself", context do
+    for config <- [[uid: 0], [uid: 1000], [uid: 0, setuid: true]] do
+      line = "ls -l /proc/1/cwd /proc/1/root/ /proc/1/fd/0 || cat /proc/1/environ || echo denied"
+      assert %{stdout: out} = run(line, context, config)
+      assert String.ends_with?(out, "denied\n")
+    end
+  end
+
+  test "the supervisor outside may be asked for nothing but what it needs" do
+    {:ok, supervisor} = Rootless.task([])
+    assert is_integer(Stdio.Task.getuid(supervisor.init))
+    assert_raise UndefinedFunctionError, fn -> Stdio.Task.fork(supervisor.init) end
+    assert_raise UndefinedFunctionError, fn -> Stdio.Task.chdir(supervisor.init, "/") end
+    Stdio.Task.stop(supervisor.init)
+  end
+
+  test "user namespaces that are off: the error names the setting" do
+    {:ok, root} = Stdio.Task.fork()
+    uid = Stdio.Task.getuid(root)
+    gid = Stdio.Task.getgid(root)
+    # A system of its own, as far as this setting goes.
+    {:ok, task} = Stdio.Task.clone(root, [:clone_newuser])
+    :ok = Stdio.Syscall.Linux.map_ids(task, {0, uid}, {0, gid})
+    :ok = Stdio.Task.write_file(task, "/proc/sys/user/max_user_namespaces", "0")
+
+    error =
+      assert_raise Stdio.OpError, fn ->
+        Stdio.Op.task!(%Stdio{init: task}, [], Rootless.init([]), Rootless.onerror([]))
+      end
+
+    assert error.reason == :enospc
+    assert error.message =~ "user.max_user_namespaces"
+    Stdio.Task.stop(root)
+  end
+end
