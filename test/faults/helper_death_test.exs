@@ -198,6 +198,16 @@ defmodule Stdio.Faults.HelperDeathTest do
     end
   end
 
+  test "a handle of a dead task keeps no descriptor of a dead launcher", %{launcher: launcher} do
+    before = map_size(Proc.fds())
+    {:ok, task} = Stdio.Task.fork()
+    assert Proc.kill(launcher, 9) == :ok
+    assert Proc.wait_until(fn -> Stdio.Task.pidof(task) == :noproc end)
+    assert warm_up() != launcher
+    assert Proc.wait_until(fn -> map_size(Proc.fds()) <= before end)
+    assert inspect(task) =~ "dead"
+  end
+
   test "the launcher leaves no zombie to a BEAM that has to reap" do
     # By default the BEAM ignores SIGCHLD, and the kernel reaps for it.
     peer =

@@ -213,6 +213,8 @@ defmodule Stdio.TaskOwnerTest do
 
       kill!(other)
       assert Proc.wait_until(fn -> Proc.gone?(mark) end, 5000)
+      # Its end is reported a little later.
+      assert Proc.wait_until(fn -> Task.pidof(task) == :noproc end, 5000)
       assert Task.controlling_process(task, self()) == {:error, :esrch}
       assert messages() == []
     end

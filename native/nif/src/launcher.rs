@@ -43,7 +43,8 @@ static CURRENT: Lazy<Mutex<Option<Arc<Launcher>>>> = Lazy::new(Mutex::default);
 static EPOCH: Lazy<Instant> = Lazy::new(Instant::now);
 
 pub struct Launcher {
-    socket: OwnedFd,
+    /// Until it has ended: handles of dead tasks keep this struct for as long as they are kept.
+    socket: Mutex<Option<Arc<OwnedFd>>>,
     pid: Pid,
     /// False as soon as anybody has noticed its end.
     alive: AtomicBool,
@@ -77,8 +78,8 @@ pub fn current() -> Option<Arc<Launcher>> {
 }
 
 impl Launcher {
-    pub fn socket(&self) -> &OwnedFd {
-        &self.socket
+    pub fn socket(&self) -> Option<Arc<OwnedFd>> {
+        lock(&self.socket).clone()
     }
 
     /// The spare root if there is one, else a new one.
@@ -108,6 +109,14 @@ impl Launcher {
         let mut spare = lock(&self.spare);
         if spare.is_none() {
             *spare = self.new_root(true).ok();
+        }
+    }
+
+    /// It died before it had anything to do. The next program starts a fork later.
+    pub fn forget_spare(&self, id: RootId) {
+        let mut spare = lock(&self.spare);
+        if spare.as_ref().is_some_and(|root| root.id == id) {
+            *spare = None;
         }
     }
 
@@ -148,9 +157,10 @@ impl Launcher {
     }
 
     fn send_queued(&self, outbox: &mut VecDeque<(Datagram, Option<OwnedFd>)>) -> Result<(), Errno> {
+        let socket = self.socket().ok_or(Errno::EPIPE)?;
         while let Some((datagram, control)) = outbox.front() {
             let fds: Vec<_> = control.iter().map(AsFd::as_fd).collect();
-            match datagram.send(self.socket.as_fd(), &fds) {
+            match datagram.send(socket.as_fd(), &fds) {
                 Ok(()) => drop(outbox.pop_front()),
                 Err(error) if is_busy(error.errno()) => return Ok(()),
                 Err(error) => {
@@ -181,6 +191,7 @@ impl Launcher {
     /// The I/O thread has read its socket to the end.
     pub fn note_end(&self) {
         self.ended.store(true, Ordering::Release);
+        lock(&self.socket).take();
     }
 
     pub fn has_ended(&self) -> bool {
@@ -262,14 +273,14 @@ fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
         .map(|argument| CString::new(argument.as_slice()).map_err(|_| Errno::EINVAL))
         .collect::<Result<Vec<_>, _>>()?;
     let (socket, theirs) = channel::pair()?;
-    let socket = fd::keep_out_of_the_way(socket);
+    let socket = Arc::new(fd::keep_out_of_the_way(socket));
     let (said, says) = fd::pipe()?;
     let pid = spawn(&argv, &theirs, &says)?;
     // At once: where SIGCHLD is ignored, the number is free again as soon as it ends.
     let process = fd::pidfd(pid);
     drop((theirs, says));
     let launcher = Launcher {
-        socket,
+        socket: Mutex::new(Some(socket.clone())),
         pid,
         alive: AtomicBool::new(true),
         ended: AtomicBool::new(false),
@@ -286,7 +297,7 @@ fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
     let greeted = match launcher.send(&hello, None) {
         // It has ended before a word was said, on either side.
         Err(Errno::EPIPE | Errno::ECONNRESET) => Err(Errno::EPROTO),
-        sent => sent.and_then(|()| greeting(&launcher.socket)),
+        sent => sent.and_then(|()| greeting(&socket)),
     };
     match greeted {
         Ok(()) => Ok(Arc::new(launcher)),

@@ -10,7 +10,7 @@
 //! 4. A panic while one session is served ends that session with an error event, not the thread.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +26,7 @@ use rustler::{LocalPid, ResourceArc};
 use stdio_protocol::channel;
 use stdio_protocol::message::{Escalation, Exit, FromLauncher, RootId, TaskId, Usage};
 
-use crate::launcher::{Launcher, ANSWER_DEADLINE};
+use crate::launcher::{self, Launcher, ANSWER_DEADLINE};
 use crate::node::Served;
 use crate::notify::{Notifier, Waiter};
 use crate::session::{After, Alarm, Session};
@@ -40,6 +40,7 @@ const RETRY: Duration = Duration::from_millis(2);
 /// Between two looks at a launcher that is ending.
 const REAP_PAUSE: Duration = Duration::from_millis(100);
 const REAP_TRIES: u32 = 20;
+const ENDED_EARLY: usize = 256;
 
 /// What a descriptor is to its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +173,7 @@ impl Shard {
             notifier: Notifier::new(),
             launchers: Vec::new(),
             flushing: false,
+            early: VecDeque::new(),
         };
         std::thread::Builder::new()
             .name(format!("stdio_io_{index}"))
@@ -222,6 +224,9 @@ struct Thread {
     launchers: Vec<(Arc<Launcher>, u32)>,
     /// An alarm is set for what launchers' sockets did not take.
     flushing: bool,
+    /// Roots that ended before their session was known here, as one does that was forked ahead and
+    /// killed before it was told anything. The latest [`ENDED_EARLY`].
+    early: VecDeque<RootId>,
 }
 
 impl Thread {
@@ -284,6 +289,9 @@ impl Thread {
                 let registered = session.register(&self.shard);
                 let launcher = session.launcher.clone();
                 self.sessions.insert(id, *session);
+                if self.early.contains(&id) {
+                    self.serve(id, Session::root_exited);
+                }
                 if let Err(errno) = registered {
                     self.serve(id, |session, notifier| {
                         session.root_failed(errno as i32, notifier)
@@ -301,6 +309,15 @@ impl Thread {
             Command::OwnerDown(id) => self.serve(id, Session::owner_down),
             Command::RootExited(id, exit, usage) if self.nodes.contains_key(&id) => {
                 self.serve_node(id, |node| node.ended(exit, *usage));
+            }
+            Command::RootExited(id, ..) if !self.sessions.contains_key(&id) => {
+                if let Some(launcher) = launcher::current() {
+                    launcher.forget_spare(id);
+                }
+                self.early.push_back(id);
+                if self.early.len() > ENDED_EARLY {
+                    self.early.pop_front();
+                }
             }
             Command::RootExited(id, ..) => self.serve(id, Session::root_exited),
             Command::RootFailed(id, _) if self.nodes.contains_key(&id) => {
@@ -325,6 +342,10 @@ impl Thread {
                 let registered = task.node.register();
                 let launcher = task.node.launcher.clone();
                 self.nodes.insert(id, task);
+                if self.early.contains(&id) {
+                    let killed = Exit::Signal(libc::SIGKILL);
+                    self.serve_node(id, |node| node.ended(killed, Usage::default()));
+                }
                 if registered.is_err() {
                     self.serve_node(id, |node| node.end(None));
                 }
@@ -359,7 +380,8 @@ impl Thread {
     }
 
     fn watch(&self, launcher: &Launcher) -> Result<(), Errno> {
-        self.shard.register(0, Role::Launcher, launcher.socket())
+        let socket = launcher.socket().ok_or(Errno::EPIPE)?;
+        self.shard.register(0, Role::Launcher, &socket)
     }
 
     /// Runs one step of a session and does what follows from it.
@@ -451,8 +473,8 @@ impl Thread {
         let mut receiver = channel::Receiver::without_fds();
         let mut lost = false;
         for (launcher, _) in &self.launchers {
-            while !launcher.has_ended() {
-                match receiver.recv::<FromLauncher>(launcher.socket().as_fd()) {
+            while let Some(socket) = launcher.socket() {
+                match receiver.recv::<FromLauncher>(socket.as_fd()) {
                     Ok(Some(received)) => {
                         launcher.note_heard();
                         forward(received.message);

@@ -9,7 +9,7 @@ defmodule Stdio.Syscall.WalkTest do
   defp reap(root, signal, procfs, options, kill \\ fn _pid -> :ok end) do
     test = self()
     record = fn pid -> send(test, {:killed, pid}) && kill.(pid) end
-    options = Keyword.merge([procfs: procfs, supervisor: 1, within: 100], options)
+    options = Keyword.merge([procfs: procfs, supervisor: 1, within: 30_000], options)
     result = Walk.reap(root, signal, record, options)
     {result, killed()}
   end
@@ -55,11 +55,14 @@ defmodule Stdio.Syscall.WalkTest do
 
     test "SIGKILL gives up on what cannot be killed" do
       procfs = FakeProcfs.new(%{1 => 0, 2 => 1})
-      {us, {{:error, :etimedout}, pids}} = :timer.tc(fn -> reap(1, 9, procfs, []) end)
-      assert us >= 100_000
+
+      {us, {{:error, :etimedout}, pids}} =
+        :timer.tc(fn -> reap(1, 9, procfs, within: 300) end)
+
+      assert us >= 300_000
       assert Enum.uniq(pids) == [2]
-      # It does not spin.
-      assert length(pids) in 3..100
+      # It tries again, and does not spin.
+      assert length(pids) in 2..100
     end
 
     test "another signal: once to each" do
@@ -72,7 +75,7 @@ defmodule Stdio.Syscall.WalkTest do
 
     test "zombies below the supervisor are waited for, not killed; it is no error if they stay" do
       procfs = FakeProcfs.new(%{1 => 0, 2 => 1}, %{2 => "State:\tZ (zombie)\nThreads:\t1\n"})
-      {us, result} = :timer.tc(fn -> reap(1, 9, procfs, []) end)
+      {us, result} = :timer.tc(fn -> reap(1, 9, procfs, within: 100) end)
       assert result == {:ok, []}
       assert us >= 100_000
     end
@@ -86,7 +89,7 @@ defmodule Stdio.Syscall.WalkTest do
 
     test "a process whose first thread has ended runs" do
       procfs = FakeProcfs.new(%{1 => 0, 2 => 1}, %{2 => "State:\tZ (zombie)\nThreads:\t2\n"})
-      assert {{:error, :etimedout}, [2 | _]} = reap(1, 9, procfs, [])
+      assert {{:error, :etimedout}, [2 | _]} = reap(1, 9, procfs, within: 100)
     end
 
     test "pids are those of the supervisor's PID namespace" do
@@ -123,7 +126,7 @@ defmodule Stdio.Syscall.WalkTest do
 
     test "SIGKILL: the tree is gone, its root lives" do
       {port, pid} =
-        shell("sh -c 'sleep 8394 & sleep 8394 & wait' & echo ready; wait; echo reaped; read x")
+        shell("sh -c 'sleep 8394 & sleep 8394 & echo ready; wait' & wait; echo reaped; read x")
 
       assert reap(pid, 9, "/proc", [supervisor: pid, within: 5000], &signal(9, [&1])) |> elem(0) ==
                :ok
