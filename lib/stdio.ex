@@ -165,6 +165,37 @@ defmodule Stdio do
   end
 
   @doc """
+  Later supervisors start as root, for the whole BEAM; those that there are stay what they are.
+
+  | the BEAM's user is | what happens |
+  |---|---|
+  | root | nothing, as it is so already |
+  | another, and the helper has the setuid bit | the helper becomes root by itself |
+  | another | the helper is started by `sudo -n` (OpenBSD: `doas`), which has to allow it without a password |
+
+  The helper is `Application.app_dir(:stdio, "priv/native/stdio-supervise")`. As root it does whatever
+  its caller asks: allowing a user to start it makes that user root. With the setuid bit it has to be
+  root's and executable for one group alone, else it is refused:
+
+      chown root:GROUP PATH && chmod 4750 PATH
+
+  For sudo, in `/etc/sudoers.d/stdio` (and without `log_input` for it, which would take its control
+  socket away):
+
+      USER ALL=(root) NOPASSWD: PATH
+
+  `Stdio.StreamError` with action `"supervisor"` and a hint, when a program is started and root is
+  not to be had.
+  """
+  @spec setuid() :: :ok
+  def setuid, do: __setuid__(true)
+
+  @doc "`true`: as `setuid/0`. `false`: later supervisors run as the BEAM's user again."
+  @spec __setuid__(boolean) :: :ok
+  def __setuid__(true), do: Stdio.Task.sudo()
+  def __setuid__(false), do: Stdio.Task.sudo("")
+
+  @doc """
   Signals every descendant of the tree's supervisor, which stays alive.
 
   SIGKILL: again and again until none is left, for 5 s at most (`{:error, :etimedout}`). Any other

@@ -25,7 +25,11 @@ defmodule Stdio.Native do
   # launcher.rs
 
   # :ok | {:error, {posix, what the helper said}}; dirty I/O, waits 5 s at most
-  def launch(_argv), do: :erlang.nif_error(:nif_not_loaded)
+  # and becomes the launcher with this privilege
+  def launch(_privilege, _argv, _root_or_anyone), do: :erlang.nif_error(:nif_not_loaded)
+
+  # whether the BEAM's effective user is root
+  def root?, do: :erlang.nif_error(:nif_not_loaded)
 
   # stream.rs
 
@@ -60,7 +64,7 @@ defmodule Stdio.Native do
   #   {ref, :stopped}
   #
   # :ok | {:error, :esrch | :execed | posix | :launcher}
-  def task_root(_environ, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_root(_privilege, _environ, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_fork(_task, _clone_flags, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_batch(_task, _steps, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_exec(_task, _program, _ref), do: :erlang.nif_error(:nif_not_loaded)

@@ -70,20 +70,20 @@ defmodule Stdio.Task do
   `{:error, posix}` if the helper cannot be started.
   """
   @spec fork() :: {:ok, t} | {:error, posix}
-  def fork, do: root(3)
+  def fork, do: root(Launcher.privilege(), 3)
 
-  defp root(0), do: {:error, :eagain}
+  defp root(_privilege, 0), do: {:error, :eagain}
 
-  defp root(tries) do
+  defp root(privilege, tries) do
     ref = make_ref()
 
-    case Native.task_root(Stdio.Config.Environ.inherited(), ref) do
+    case Native.task_root(privilege, Stdio.Config.Environ.inherited(), ref) do
       :ok ->
         await_task(ref)
 
       {:error, reason} when reason in [:launcher, :epipe, :econnreset] ->
-        case Launcher.ensure() do
-          :ok -> root(tries - 1)
+        case Launcher.ensure(privilege) do
+          :ok -> root(privilege, tries - 1)
           {:error, {reason, _hint}} -> {:error, reason}
         end
 
@@ -91,6 +91,22 @@ defmodule Stdio.Task do
         {:error, reason}
     end
   end
+
+  @doc """
+  Puts `sudo -n` (OpenBSD: `doas`) in front of the helper that later roots are forked by, so that
+  they run as root; see `Stdio.setuid/0`.
+  """
+  @spec sudo() :: :ok
+  def sudo, do: Launcher.put_privilege(Launcher.default_prefix())
+
+  @doc """
+  Any other command, words separated by blanks; `""` is none. For the whole BEAM, and for roots that
+  are forked from now on: those that there are stay what they are.
+
+      Stdio.Task.sudo("sudo -n -u deploy")
+  """
+  @spec sudo(iodata) :: :ok
+  def sudo(prefix), do: Launcher.put_privilege(prefix)
 
   @doc """
   A child of `task`. The caller becomes its owner, whoever owns the parent. fork(2)

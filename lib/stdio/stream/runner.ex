@@ -37,6 +37,7 @@ defmodule Stdio.Stream.Runner do
     :normal,
     :config,
     :behaviour,
+    :privilege,
     :input,
     :handle,
     :ref,
@@ -67,7 +68,9 @@ defmodule Stdio.Stream.Runner do
       raise_error(run, "supervisor", :enotsup, "Containment by cgroup is not available here.")
     end
 
-    run |> execute(run.behaviour.ops(run.config), 2) |> feed()
+    %{run | privilege: Launcher.privilege()}
+    |> execute(run.behaviour.ops(run.config), 2)
+    |> feed()
   end
 
   # A launcher may die while it starts the program, of which nothing has run then: once more.
@@ -95,10 +98,11 @@ defmodule Stdio.Stream.Runner do
   defp sink(handle),
     do: {&Native.write(handle, &1, &2), fn -> Native.close_stdin(handle) end}
 
-  defp spec(%{normal: %Command{} = command, config: config}, ops) do
+  defp spec(%{normal: %Command{} = command, config: config, privilege: privilege}, ops) do
     limits = Config.limits_ms(config)
 
     %{
+      privilege: privilege,
       file: command.file,
       argv: command.argv,
       env: Config.environ(config),
@@ -142,7 +146,7 @@ defmodule Stdio.Stream.Runner do
   defp native_spawn(spec, ref, true), do: Native.spawn_large(spec, ref)
 
   defp launch(run) do
-    case Launcher.ensure() do
+    case Launcher.ensure(run.privilege) do
       :ok -> :ok
       {:error, {reason, hint}} -> raise_error(run, "supervisor", reason, hint)
     end

@@ -12,7 +12,7 @@ defmodule Stdio.Stream.Tree do
   #      comes the terminal element, then atexit.
   #   3. Messages of the pipeline's tasks are this stream's; all of them are gone at its end.
 
-  alias Stdio.{AtExit, Command, Config, Native, Op, ProcessTree, StreamError}
+  alias Stdio.{AtExit, Command, Config, Launcher, Native, Op, ProcessTree, StreamError}
   alias Stdio.Stream.Feeder
 
   # Chunks: the most that are under way, and what is granted at a time.
@@ -51,7 +51,7 @@ defmodule Stdio.Stream.Tree do
     supervisor =
       case phases.task.(config) do
         {:ok, %Stdio{} = supervisor} -> supervisor
-        {:error, reason} -> raise_error(run, "supervisor", reason)
+        {:error, reason} -> raise_error(run, "supervisor", reason, hint(reason))
       end
 
     started(%{run | ref: make_ref(), supervisor: supervisor})
@@ -112,9 +112,18 @@ defmodule Stdio.Stream.Tree do
     %{run | feeder: Feeder.start(enum, sink, run.ref)}
   end
 
-  @spec raise_error(%__MODULE__{}, String.t(), term) :: no_return
-  defp raise_error(run, action, reason),
-    do: raise(StreamError, action: action, reason: reason, command: run.command)
+  # A `task` callback can return no more than an errno. If it was the launcher's, the next attempt to
+  # start one says what else there is to say.
+  defp hint(reason) do
+    case Launcher.ensure() do
+      {:error, {^reason, hint}} -> hint
+      _ -> nil
+    end
+  end
+
+  @spec raise_error(%__MODULE__{}, String.t(), term, String.t() | nil) :: no_return
+  defp raise_error(run, action, reason, hint \\ nil),
+    do: raise(StreamError, action: action, reason: reason, command: run.command, hint: hint)
 
   defp next(%{ended: true} = run), do: {:halt, run}
 

@@ -1,13 +1,14 @@
-//! The fork server, as the BEAM sees it: started on first use, replaced when it has died.
+//! The fork servers, as the BEAM sees them: started on first use, replaced when they have died.
 //!
 //! Rules:
-//! 1. One at a time. `launch` (dirty I/O) starts it; everything else finds it running or says
+//! 1. One at a time for each privilege: the BEAM's own (`""`), and the command in front of the
+//!    helper that gives it another (`"sudo -n"`). `launch` (dirty I/O) starts it; everything else finds it running or says
 //!    `{:error, :launcher}`, and Elixir launches and tries again.
 //! 2. The BEAM never waits for it by pid: where SIGCHLD is ignored the kernel reaps it (ECHILD).
 //! 3. One root is forked ahead (a spare), off the path from a program's request to its exec.
 //! 4. A full socket queues; the I/O thread sends what is queued when there is room.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::Read;
@@ -23,7 +24,7 @@ use nix::spawn::{posix_spawn, PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnF
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{waitpid, WaitPidFlag};
-use nix::unistd::Pid;
+use nix::unistd::{geteuid, Pid};
 use once_cell::sync::Lazy;
 use rustler::{Binary, Encoder, Env, Term};
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
@@ -38,7 +39,8 @@ pub const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Held while a launcher is being started.
 static STARTING: Lazy<Mutex<()>> = Lazy::new(Mutex::default);
-static CURRENT: Lazy<Mutex<Option<Arc<Launcher>>>> = Lazy::new(Mutex::default);
+/// By privilege.
+static CURRENT: Lazy<Mutex<HashMap<Vec<u8>, Arc<Launcher>>>> = Lazy::new(Mutex::default);
 /// Time zero of [`Launcher::heard`].
 static EPOCH: Lazy<Instant> = Lazy::new(Instant::now);
 
@@ -46,6 +48,8 @@ pub struct Launcher {
     /// Until it has ended: handles of dead tasks keep this struct for as long as they are kept.
     socket: Mutex<Option<Arc<OwnedFd>>>,
     pid: Pid,
+    /// Programs may be given other users than the BEAM's.
+    changes_users: bool,
     /// False as soon as anybody has noticed its end.
     alive: AtomicBool,
     ended: AtomicBool,
@@ -70,16 +74,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The running launcher, if there is one.
-pub fn current() -> Option<Arc<Launcher>> {
+/// The running launcher with this privilege, if there is one.
+pub fn current(privilege: &[u8]) -> Option<Arc<Launcher>> {
     lock(&CURRENT)
-        .clone()
-        .filter(|launcher| launcher.alive.load(Ordering::Acquire))
+        .get(privilege)
+        .filter(|launcher| launcher.is_alive())
+        .cloned()
+}
+
+/// A root that nobody has asked anything of died.
+pub fn forget_spare(id: RootId) {
+    for launcher in lock(&CURRENT).values() {
+        launcher.forget_spare(id);
+    }
 }
 
 impl Launcher {
     pub fn socket(&self) -> Option<Arc<OwnedFd>> {
         lock(&self.socket).clone()
+    }
+
+    pub fn changes_users(&self) -> bool {
+        self.changes_users
     }
 
     /// The spare root if there is one, else a new one.
@@ -113,7 +129,7 @@ impl Launcher {
     }
 
     /// It died before it had anything to do. The next program starts a fork later.
-    pub fn forget_spare(&self, id: RootId) {
+    fn forget_spare(&self, id: RootId) {
         let mut spare = lock(&self.spare);
         if spare.as_ref().is_some_and(|root| root.id == id) {
             *spare = None;
@@ -246,17 +262,30 @@ impl From<Errno> for LaunchError {
     }
 }
 
-/// `:ok`, also if one runs already, or `{:error, {posix, text}}`.
+/// Who a launcher has to run as.
+#[derive(rustler::NifUnitEnum, Clone, Copy, PartialEq, Eq)]
+enum RunsAs {
+    Root,
+    Anyone,
+}
+
+/// `:ok`, also if one runs already, or `{:error, {posix, text}}`; `:eperm`: it is not root.
 #[rustler::nif(schedule = "DirtyIo")]
-fn launch<'a>(env: Env<'a>, argv: Vec<Binary<'a>>) -> Term<'a> {
+fn launch<'a>(
+    env: Env<'a>,
+    privilege: Binary<'a>,
+    argv: Vec<Binary<'a>>,
+    runs_as: RunsAs,
+) -> Term<'a> {
     let _one_at_a_time = lock(&STARTING);
-    if current().is_some() {
+    if current(&privilege).is_some() {
         return atoms::ok().encode(env);
     }
-    match start(&argv) {
+    let changes_users = geteuid().is_root() || !privilege.is_empty();
+    match start(&argv, runs_as, changes_users) {
         Ok(launcher) => {
             reactor::watch_launcher(launcher.clone());
-            *lock(&CURRENT) = Some(launcher);
+            lock(&CURRENT).insert(privilege.to_vec(), launcher);
             atoms::ok().encode(env)
         }
         Err(LaunchError { errno, said }) => {
@@ -266,7 +295,17 @@ fn launch<'a>(env: Env<'a>, argv: Vec<Binary<'a>>) -> Term<'a> {
     }
 }
 
-fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
+/// Whether the BEAM's effective user is root.
+#[rustler::nif(name = "root?")]
+fn is_root() -> bool {
+    geteuid().is_root()
+}
+
+fn start(
+    argv: &[Binary<'_>],
+    runs_as: RunsAs,
+    changes_users: bool,
+) -> Result<Arc<Launcher>, LaunchError> {
     let nofile = *fd::STARTUP_LIMIT;
     let argv = argv
         .iter()
@@ -282,6 +321,7 @@ fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
     let launcher = Launcher {
         socket: Mutex::new(Some(socket.clone())),
         pid,
+        changes_users,
         alive: AtomicBool::new(true),
         ended: AtomicBool::new(false),
         outbox: Mutex::default(),
@@ -297,7 +337,7 @@ fn start(argv: &[Binary<'_>]) -> Result<Arc<Launcher>, LaunchError> {
     let greeted = match launcher.send(&hello, None) {
         // It has ended before a word was said, on either side.
         Err(Errno::EPIPE | Errno::ECONNRESET) => Err(Errno::EPROTO),
-        sent => sent.and_then(|()| greeting(&socket)),
+        sent => sent.and_then(|()| greeting(&socket, runs_as)),
     };
     match greeted {
         Ok(()) => Ok(Arc::new(launcher)),
@@ -348,14 +388,20 @@ fn spawn(argv: &[CString], control: &OwnedFd, says: &OwnedFd) -> Result<Pid, Err
 }
 
 /// Waits for the helper's first message, which says its version.
-fn greeting(socket: &OwnedFd) -> Result<(), Errno> {
+fn greeting(socket: &OwnedFd, runs_as: RunsAs) -> Result<(), Errno> {
     let give_up = Instant::now() + ANSWER_DEADLINE;
     let mut receiver = Receiver::without_fds();
     loop {
         match receiver.recv::<FromLauncher>(socket.as_fd()) {
             Ok(Some(received)) => {
                 return match received.message {
-                    FromLauncher::Hello { version } if version == VERSION.as_bytes() => Ok(()),
+                    FromLauncher::Hello { version, .. } if version != VERSION.as_bytes() => {
+                        Err(Errno::EPROTO)
+                    }
+                    FromLauncher::Hello { uid, .. } if runs_as == RunsAs::Root && uid != 0 => {
+                        Err(Errno::EPERM)
+                    }
+                    FromLauncher::Hello { .. } => Ok(()),
                     _ => Err(Errno::EPROTO),
                 }
             }

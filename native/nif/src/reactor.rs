@@ -311,9 +311,7 @@ impl Thread {
                 self.serve_node(id, |node| node.ended(exit, *usage));
             }
             Command::RootExited(id, ..) if !self.sessions.contains_key(&id) => {
-                if let Some(launcher) = launcher::current() {
-                    launcher.forget_spare(id);
-                }
+                launcher::forget_spare(id);
                 self.early.push_back(id);
                 if self.early.len() > ENDED_EARLY {
                     self.early.pop_front();

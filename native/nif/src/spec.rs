@@ -16,6 +16,7 @@ use crate::atoms;
 /// `%{...}` as `Stdio.Native.spawn/2` documents it.
 #[derive(NifMap)]
 pub struct Spec<'a> {
+    pub privilege: Binary<'a>,
     pub file: Binary<'a>,
     pub argv: Vec<Binary<'a>>,
     pub env: Vec<Binary<'a>>,

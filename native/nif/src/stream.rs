@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::unistd::geteuid;
 use rustler::{
     Atom, Binary, Encoder, Env, LocalPid, Monitor, OwnedBinary, Reference, Resource, ResourceArc,
     Term,
@@ -97,7 +96,7 @@ struct Connections {
 }
 
 impl Connections {
-    fn new(spec: &Spec<'_>) -> Result<Self, Errno> {
+    fn new(spec: &Spec<'_>, launcher: &Launcher) -> Result<Self, Errno> {
         let (task, task_peer) = channel::pair()?;
         let (stdin_end, stdin) = match spec.stdin {
             StdinMode::Pipe => {
@@ -120,7 +119,7 @@ impl Connections {
             (&stdout_end, true),
             (&stderr_end, spec.stderr == StderrMode::Separate),
         ];
-        if geteuid().is_root() {
+        if launcher.changes_users() {
             for (end, _) in pipes.iter().filter(|(_, is_pipe)| *is_pipe) {
                 fd::open_to_all(end)?;
             }
@@ -162,13 +161,13 @@ fn spawn_program<'a>(env: Env<'a>, spec: &Spec<'a>, reference: Reference<'a>) ->
         Ok(start) => start,
         Err(bad) => return bad_step(env, bad),
     };
-    let Some(launcher) = launcher::current() else {
+    let Some(launcher) = launcher::current(&spec.privilege) else {
         return (atoms::error(), atoms::launcher()).encode(env);
     };
     let started = Datagram::new(&ToRoot::Start(Box::new(start)))
         .map_err(|error| error.errno())
         .and_then(|datagram| {
-            let connections = Connections::new(spec)?;
+            let connections = Connections::new(spec, &launcher)?;
             let owner = Owner {
                 env,
                 tag: Tag::new(reference),

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::unistd::geteuid;
 use rustler::{
     Atom, Binary, Encoder, Env, LocalPid, Monitor, NifTaggedEnum, Reference, Resource, ResourceArc,
     Term,
@@ -99,13 +98,18 @@ fn adopt(env: Env<'_>, node: Node) -> Result<Task, Errno> {
 
 /// A root. `{:error, :launcher}`: there is none, launch it. The answer is `{:ok, task}`.
 #[rustler::nif]
-fn task_root<'a>(env: Env<'a>, environ: Vec<Binary<'a>>, reference: Reference<'a>) -> Term<'a> {
-    let Some(launcher) = launcher::current() else {
+fn task_root<'a>(
+    env: Env<'a>,
+    privilege: Binary<'a>,
+    environ: Vec<Binary<'a>>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    let Some(launcher) = launcher::current(&privilege) else {
         return (atoms::error(), atoms::launcher()).encode(env);
     };
     let made = launcher.root().and_then(|root| {
         launcher.report(root.id)?;
-        let (mut ends, [_, stdin, stdout, stderr]) = ends(geteuid().is_root())?;
+        let (mut ends, [_, stdin, stdout, stderr]) = ends(launcher.changes_users())?;
         ends.control = root.socket;
         let node = Node::new(root.id, None, launcher.clone(), env.pid(), ends)?;
         Ok((adopt(env, node)?, vec![stdin, stdout, stderr]))
@@ -143,7 +147,7 @@ fn task_fork<'a>(env: Env<'a>, parent: Task, clone: u64, reference: Reference<'a
     if too_many {
         return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
     }
-    let made = ends(geteuid().is_root()).and_then(|(ends, fds)| {
+    let made = ends(node.launcher.changes_users()).and_then(|(ends, fds)| {
         let id = reactor::next_id();
         let child = Node::new(id, Some(node), node.launcher.clone(), env.pid(), ends)?;
         Ok((adopt(env, child)?, fds))

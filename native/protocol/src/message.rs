@@ -31,8 +31,10 @@ pub enum ToLauncher {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromLauncher {
+    /// `uid`: who it runs as, by sudo, the setuid bit or neither.
     Hello {
         version: ByteBuf,
+        uid: u32,
     },
     ForkFailed {
         id: RootId,

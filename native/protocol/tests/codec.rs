@@ -257,7 +257,7 @@ fn to_launcher() -> impl Strategy<Value = ToLauncher> {
 
 fn from_launcher() -> impl Strategy<Value = FromLauncher> {
     prop_oneof![
-        bytes().prop_map(|version| FromLauncher::Hello { version }),
+        (bytes(), any::<u32>()).prop_map(|(version, uid)| FromLauncher::Hello { version, uid }),
         (any::<u64>(), any::<i32>()).prop_map(|(id, errno)| FromLauncher::ForkFailed { id, errno }),
         (any::<u64>(), exit(), usage()).prop_map(|(id, exit, usage)| FromLauncher::Exited {
             id,

@@ -21,7 +21,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::prctl;
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{pipe2, Pid};
+use nix::unistd::{geteuid, pipe2, Pid};
 use stdio_protocol::channel::{is_busy, Datagram, Receiver};
 use stdio_protocol::message::{Exit, FromLauncher, Namespaces, RootId, ToLauncher};
 use stdio_protocol::value::Limit;
@@ -203,6 +203,7 @@ impl Launcher {
         self.greeted = true;
         self.send(&FromLauncher::Hello {
             version: VERSION.as_bytes().to_vec().into(),
+            uid: geteuid().as_raw(),
         });
         if version != VERSION.as_bytes() {
             self.flush();

@@ -37,7 +37,10 @@ fn main() -> ExitCode {
     sanitize::block_signals();
     sanitize::standard_descriptors();
     sys::close_from(3);
-    sanitize::become_real_root();
+    if sanitize::settle_ids() {
+        sanitize::refuse_open_executable();
+        sanitize::forget_caller();
+    }
     sys::clear_environment();
     sys::remember_title_area();
     sanitize::refuse_inspection();

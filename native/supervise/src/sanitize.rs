@@ -7,8 +7,10 @@ use nix::sys::prctl;
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{getsockopt, sockopt, AddressFamily, SockType, SockaddrLike};
-use nix::sys::stat::Mode;
-use nix::unistd::{geteuid, getuid, setgroups, setresgid, setresuid, Gid, Uid};
+use nix::sys::stat::{stat, umask, Mode};
+use nix::unistd::{
+    chdir, getegid, geteuid, getgid, getuid, setgroups, setresgid, setresuid, Gid, Uid,
+};
 
 use crate::sys;
 
@@ -41,17 +43,48 @@ pub fn standard_descriptors() {
     }
 }
 
-/// With the setuid bit only the effective id is root's: the caller's groups and real id go, so
-/// that nobody but root can signal or inspect the helper.
-pub fn become_real_root() {
-    if !geteuid().is_root() || getuid().is_root() {
-        return;
+/// What a caller may ask for on the command line: to be served without the setuid bit's privilege.
+pub const UNPRIVILEGED: &str = "--unprivileged";
+
+/// With the setuid bit only the effective id is root's. Either the caller's groups and real id go,
+/// so that nobody but root can signal or inspect the helper; or, when the caller wants no privilege,
+/// the root id goes. `true`: this process has become root by its setuid bit.
+pub fn settle_ids() -> bool {
+    let (caller, group) = (getuid(), getgid());
+    if geteuid() == caller && getegid() == group {
+        return false;
+    }
+    if !geteuid().is_root() || std::env::args_os().any(|word| word == UNPRIVILEGED) {
+        setresgid(group, group, group)
+            .and_then(|()| setresuid(caller, caller, caller))
+            .unwrap_or_else(|errno| sys::die("setresuid", errno));
+        return false;
     }
     let root = (Uid::from_raw(0), Gid::from_raw(0));
     setgroups(&[])
         .and_then(|()| setresgid(root.1, root.1, root.1))
         .and_then(|()| setresuid(root.0, root.0, root.0))
         .unwrap_or_else(|errno| sys::die("setresuid", errno));
+    true
+}
+
+/// Beside what is undone for every caller. Resource limits stay: they only restrict.
+pub fn forget_caller() {
+    umask(Mode::from_bits_truncate(0o022));
+    chdir("/").unwrap_or_else(|errno| sys::die("chdir", errno));
+}
+
+/// The helper runs as root whatever its caller asks, so nobody but root and one group may be able
+/// to call it.
+pub fn refuse_open_executable() {
+    let mode = stat("/proc/self/exe").map_or(0o777, |stat| stat.st_mode);
+    if mode & 0o001 != 0 {
+        eprintln!(
+            "stdio-supervise: refused: it has the setuid bit and anyone may execute it. \
+             chown root:GROUP and chmod 4750 it."
+        );
+        std::process::exit(1);
+    }
 }
 
 /// Non-dumpable: a program of the same user can neither read the helper's memory nor take its

@@ -55,6 +55,13 @@ impl PublicCopy {
         Self { directory, file }
     }
 
+    /// Root's, and of this group; a change of owner takes the setuid bit away, hence the mode.
+    pub fn give_to_group(&self, group: u32, mode: &str) {
+        let owner = format!("0:{group}");
+        run("chown", &[owner.as_ref(), &self.file]);
+        run("chmod", &[mode.as_ref(), &self.file]);
+    }
+
     /// Whether its setuid bit means nothing here.
     pub fn is_nosuid(&self) -> bool {
         let mount = statvfs(&self.file).unwrap();
@@ -170,6 +177,7 @@ impl Helper {
         self.send(&hello(), &[]);
         let expected = FromLauncher::Hello {
             version: VERSION.as_bytes().to_vec().into(),
+            uid: nix::unistd::geteuid().as_raw(),
         };
         assert_eq!(self.next(), Some(expected));
     }

@@ -209,7 +209,8 @@ fn started_without_arguments() {
 
     send(&control, &hello(), &[]);
     let version = VERSION.as_bytes().to_vec().into();
-    assert_eq!(next(&control), Some(FromLauncher::Hello { version }));
+    let uid = nix::unistd::geteuid().as_raw();
+    assert_eq!(next(&control), Some(FromLauncher::Hello { version, uid }));
     let (root, theirs) = channel::pair().unwrap();
     send(&control, &ToLauncher::Fork { id: 1 }, &[theirs.as_fd()]);
     drop(theirs);
@@ -349,18 +350,11 @@ fn the_setuid_bit_makes_it_root_altogether() {
         return excluded("root", "a setuid file of root's");
     }
     let copy = PublicCopy::new(HELPER, "4755");
+    copy.give_to_group(SOMEBODY, "4750");
     if copy.is_nosuid() {
         return excluded("suid", "the temporary directory is mounted nosuid");
     }
-    let helper = Helper::spawn_file(&copy.file, |command| {
-        before_exec(command, || {
-            let (uid, gid) = (Uid::from_raw(SOMEBODY), Gid::from_raw(SOMEBODY));
-            let changed = setgroups(&[gid, Gid::from_raw(7), Gid::from_raw(0)])
-                .and_then(|()| setresgid(gid, gid, gid))
-                .and_then(|()| setresuid(uid, uid, uid));
-            assert_eq!(changed, Ok(()));
-        });
-    });
+    let helper = Helper::spawn_file(&copy.file, |command| as_somebody(command, 0o077));
     helper.greet();
     let program = helper.run(sleep());
     let pid = program.started();
@@ -375,6 +369,73 @@ fn the_setuid_bit_makes_it_root_altogether() {
     }
     let owner = std::fs::metadata(format!("/proc/{}/fd", helper.pid())).unwrap();
     assert_eq!(owner.uid(), 0);
+    let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+    assert_eq!(cwd, std::path::Path::new("/"));
+    assert_eq!(process::status(pid, "Umask"), "0022");
+}
+
+/// What the NIF asks for when nobody has asked for privileges.
+#[test]
+fn the_setuid_bit_is_nothing_to_who_does_not_want_it() {
+    if !is_root() {
+        return excluded("root", "a setuid file of root's");
+    }
+    let copy = PublicCopy::new(HELPER, "4755");
+    copy.give_to_group(SOMEBODY, "4750");
+    if copy.is_nosuid() {
+        return excluded("suid", "the temporary directory is mounted nosuid");
+    }
+    let helper = Helper::spawn_file(&copy.file, |command| {
+        command.arg("--unprivileged");
+        as_somebody(command, 0o027);
+    });
+    helper.send(&hello(), &[]);
+    let version = bytes(VERSION);
+    let greeting = FromLauncher::Hello {
+        version,
+        uid: SOMEBODY,
+    };
+    assert_eq!(helper.next(), Some(greeting));
+    let program = helper.run(sleep());
+    let pid = program.started();
+    let ids = [SOMEBODY; 4].map(|id| id.to_string()).join("\t");
+    for pid in [helper.pid(), helper.supervisor(), pid] {
+        assert_eq!(process::status(pid, "Uid"), ids);
+        assert_eq!(process::status(pid, "Gid"), ids);
+    }
+    assert_eq!(process::status(pid, "Umask"), "0027");
+}
+
+/// It does whatever its caller asks, as root.
+#[test]
+fn a_setuid_helper_that_anyone_may_execute_refuses() {
+    if !is_root() {
+        return excluded("root", "a setuid file of root's");
+    }
+    let copy = PublicCopy::new(HELPER, "4755");
+    if copy.is_nosuid() {
+        return excluded("suid", "the temporary directory is mounted nosuid");
+    }
+    let mut helper = Helper::spawn_file(&copy.file, |command| {
+        command.stderr(std::process::Stdio::piped());
+        as_somebody(command, 0o022);
+    });
+    let mut said = String::new();
+    let mut stderr = helper.process.stderr.take().unwrap();
+    std::io::Read::read_to_string(&mut stderr, &mut said).unwrap();
+    assert!(said.contains("chmod 4750"), "{said}");
+    assert_eq!(helper.next(), None);
+}
+
+fn as_somebody(command: &mut std::process::Command, mask: u32) {
+    before_exec(command, move || {
+        let (uid, gid) = (Uid::from_raw(SOMEBODY), Gid::from_raw(SOMEBODY));
+        let changed = setgroups(&[gid, Gid::from_raw(7), Gid::from_raw(0)])
+            .and_then(|()| setresgid(gid, gid, gid))
+            .and_then(|()| setresuid(uid, uid, uid));
+        assert_eq!(changed, Ok(()));
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
+    });
 }
 
 #[test]
@@ -390,6 +451,7 @@ fn another_version_is_refused_after_saying_its_own() {
         );
         let expected = FromLauncher::Hello {
             version: bytes(VERSION),
+            uid: nix::unistd::geteuid().as_raw(),
         };
         assert_eq!(helper.next(), Some(expected));
         assert_eq!(helper.next(), None);
