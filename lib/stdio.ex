@@ -30,7 +30,7 @@ defmodule Stdio do
 
   use Stdio.Behaviour
 
-  alias Stdio.{Command, Config, Phases}
+  alias Stdio.{Command, Config, Native, Phases}
   alias Stdio.Stream.{Runner, Tree}
 
   @typedoc "What to run; see the examples above."
@@ -119,25 +119,72 @@ defmodule Stdio do
   | `:noshutdown` | it lives on, and so do processes it has adopted, until `reap/2` or its own end |
   | fun/3 | is called with its task, the pipeline and the `state` of the struct |
 
-  `filter` is what it may be asked for from then on; its children are not restricted. `opts`:
-  `containment: :auto | :best_effort`; anything else is `{:error, :enotsup}`.
+  `filter` is what it may be asked for from then on; its children are not restricted.
+
+  Option `:containment`: what guards its tree, see `containment/1`.
+
+  | | |
+  |---|---|
+  | `:auto` (default), `:best_effort` | a subreaper with a kill loop |
+  | `:pid_namespace` | it is PID 1 of a PID namespace (unless it runs as root, of a user namespace too, in which the user keeps the ids), so the kernel ends its tree with it. `/proc` stays that of the host. Linux; `{:error, posix}` where it cannot be had |
+  | `:cgroup` | `{:error, :enotsup}` |
   """
   @spec supervisor(atexit, Stdio.Task.filter(), keyword) :: {:ok, t} | {:error, posix}
   def supervisor(atexit \\ :shutdown, filter \\ @supervisor_filter, opts \\ []) do
-    case Keyword.get(opts, :containment, :auto) do
-      containment when containment in [:auto, :best_effort] ->
-        with {:ok, task} <- Stdio.Task.fork(), do: supervised(task, atexit, filter)
-
-      _ ->
-        {:error, :enotsup}
+    with {:ok, containment} <- own_containment(opts), {:ok, root} <- Stdio.Task.fork() do
+      with {:ok, task} <- contained(root, containment),
+           {:ok, supervisor} <- supervise(task, atexit, filter) do
+        {:ok, supervisor}
+      else
+        error ->
+          Stdio.Task.stop(root)
+          error
+      end
     end
   end
 
-  defp supervised(task, atexit, filter) do
-    with {:error, _} = error <- supervise(task, atexit, filter) do
-      Stdio.Task.stop(task)
-      error
+  defp own_containment(opts) do
+    with [] <- Keyword.keys(opts) -- [:containment],
+         containment when containment in [:auto, :best_effort, :pid_namespace] <-
+           Keyword.get(opts, :containment, :auto) do
+      {:ok, containment}
+    else
+      :cgroup ->
+        {:error, :enotsup}
+
+      _ ->
+        raise ArgumentError,
+              "invalid options #{inspect(opts)}; allowed: containment: :auto, :cgroup, " <>
+                ":pid_namespace or :best_effort"
     end
+  end
+
+  defp contained(root, :pid_namespace) do
+    init = Stdio.Syscall.os().subprocess(containment: :pid_namespace)
+
+    with {:ok, [%{task: task}]} <- init.(root) do
+      Native.task_carry(task.ref)
+      {:ok, task}
+    end
+  end
+
+  defp contained(root, _containment), do: {:ok, root}
+
+  @doc """
+  What guards the tree of a supervisor.
+
+      iex> {:ok, supervisor} = Stdio.supervisor()
+      iex> Stdio.containment(supervisor)
+      :best_effort
+
+  `:best_effort`: a subreaper with a kill loop; should every process of the helper be killed at the
+  same moment, what has left its session may survive. `:pid_namespace`: the kernel ends it all.
+  """
+  @spec containment(t) :: :cgroup | :pid_namespace | :best_effort
+  def containment(%Stdio{init: :noproc}), do: :best_effort
+
+  def containment(%Stdio{init: task}) do
+    if Native.task_in_namespace(task.ref), do: :pid_namespace, else: :best_effort
   end
 
   @doc """

@@ -86,6 +86,10 @@ defmodule Stdio.Native do
   def task_children(_task), do: :erlang.nif_error(:nif_not_loaded)
   def task_setopt(_task, _name, _value), do: :erlang.nif_error(:nif_not_loaded)
   def task_getopt(_task, _name), do: :erlang.nif_error(:nif_not_loaded)
+  # whether what follows is allowed by the task's filter
+  def task_allows(_task, _call), do: :erlang.nif_error(:nif_not_loaded)
+  def task_carry(_task), do: :erlang.nif_error(:nif_not_loaded)
+  def task_in_namespace(_task), do: :erlang.nif_error(:nif_not_loaded)
   def task_setcpid(_task, _name, _value), do: :erlang.nif_error(:nif_not_loaded)
   def task_credit(_task, _chunks), do: :erlang.nif_error(:nif_not_loaded)
   def task_write(_task, _binary, _ref), do: :erlang.nif_error(:nif_not_loaded)

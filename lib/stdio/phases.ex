@@ -64,10 +64,22 @@ defmodule Stdio.Phases do
 
     for name <- @phases do
       case name do
-        :task -> {:task, fn _config -> {:ok, supervisor} end}
+        :task -> {:task, &given(supervisor, phases, &1)}
         name -> {name, Map.fetch!(phases, name)}
       end
     end
+  end
+
+  # Containment that was asked for has to be what the supervisor gives; but containers are PID
+  # namespaces wherever they are started.
+  defp given(supervisor, phases, config) do
+    wanted = Stdio.Config.get(config, :containment)
+    has = Stdio.containment(supervisor)
+    namespace? = phases.module in [Stdio.Container, Stdio.Rootless]
+
+    if wanted in [:auto, has] or (wanted == :pid_namespace and namespace?),
+      do: {:ok, supervisor},
+      else: {:error, :enotsup}
   end
 
   defp split!(module) when is_atom(module), do: {module, []}

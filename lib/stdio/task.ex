@@ -250,8 +250,10 @@ defmodule Stdio.Task do
   `{:error, :eacces}` while it has live children.
   """
   @spec exit(t, integer) :: :ok | {:error, posix}
-  def exit(%__MODULE__{} = task, status) when is_integer(status),
-    do: result(Native.task_exit(task.ref, Bitwise.band(status, 255)), {:exit, [task, status]})
+  def exit(%__MODULE__{} = task, status) when is_integer(status) do
+    allowed!(task, {:exit, [task, status]})
+    result(Native.task_exit(task.ref, Bitwise.band(status, 255)), {:exit, [task, status]})
+  end
 
   @doc """
   Ends the process and everything below it with SIGKILL; of a root, its whole tree.
@@ -386,14 +388,21 @@ defmodule Stdio.Task do
   @doc "Its live children."
   @spec cpid(t) :: [map] | {:error, :esrch}
   def cpid(%__MODULE__{} = task) do
+    allowed!(task, {:cpid, [task]})
+
     if pidof(task) == :noproc,
       do: {:error, :esrch},
-      else: task.ref |> Native.task_children() |> Enum.map(&elem(child(&1), 1))
+      else: for({_ref, map} <- children(task), do: map)
   end
 
   @doc "One of its live children, by its task or process id; `:error` if it has none such."
   @spec cpid(t, t | os_pid) :: map | :error
   def cpid(%__MODULE__{} = task, child) do
+    allowed!(task, {:cpid, [task, child]})
+    find_child(task, child)
+  end
+
+  defp find_child(task, child) do
     case Enum.find(children(task), &child?(&1, child)) do
       nil -> :error
       {_ref, map} -> map
@@ -441,18 +450,28 @@ defmodule Stdio.Task do
       raise ArgumentError, "the option #{option} takes no negative value"
     end
 
+    allowed!(task, {:setopt, [task, option, value]})
     Native.task_setopt(task.ref, name, value)
   end
 
   @doc "An option's value; `false` if it is unknown or the task is dead."
   @spec getopt(t, const) :: integer | false
-  def getopt(%__MODULE__{} = task, option) when is_atom(option),
-    do: Native.task_getopt(task.ref, key(option))
+  def getopt(%__MODULE__{} = task, option) when is_atom(option) do
+    allowed!(task, {:getopt, [task, option]})
+    Native.task_getopt(task.ref, key(option))
+  end
 
-  @doc "Sets `:flowcontrol` (the credit itself) or `:signaloneof` of a child."
+  @doc """
+  Sets `:flowcontrol` (the credit itself) or `:signaloneof` of a child. `false` for a root, a dead
+  task, another option. It is the parent's filter that has to allow it.
+  """
   @spec setcpid(t, const, integer) :: boolean
-  def setcpid(%__MODULE__{} = child, option, value) when is_atom(option) and is_integer(value),
-    do: Native.task_setcpid(child.ref, key(option), value)
+  def setcpid(%__MODULE__{} = child, option, value) when is_atom(option) and is_integer(value) do
+    with %__MODULE__{} = parent <- parent(child),
+         do: allowed!(parent, {:setcpid, [parent, child, option, value]})
+
+    Native.task_setcpid(child.ref, key(option), value)
+  end
 
   @doc "As `setcpid/3`, by the parent and the child's task, process id or `cpid/2` map."
   @spec setcpid(t, t | os_pid | map, const, integer) :: boolean
@@ -475,7 +494,9 @@ defmodule Stdio.Task do
   @doc "As `getcpid/2`, by the parent."
   @spec getcpid(t, t | os_pid, const) :: term
   def getcpid(%__MODULE__{} = parent, child, key) when is_atom(key) do
-    case cpid(parent, child) do
+    allowed!(parent, {:getcpid, [parent, child, key]})
+
+    case find_child(parent, child) do
       %{} = map -> Enum.find_value(map, false, fn {k, v} -> "#{k}" == key(key) and v end)
       _ -> false
     end
@@ -487,6 +508,10 @@ defmodule Stdio.Task do
     do: Native.task_credit(task.ref, n)
 
   defp key(atom), do: atom |> Atom.to_string() |> String.downcase()
+
+  # These calls are answered here, without asking the process.
+  defp allowed!(task, {name, _arguments} = call),
+    do: Native.task_allows(task.ref, Atom.to_string(name)) || undefined(call)
 
   ## Restrictions and signals
 

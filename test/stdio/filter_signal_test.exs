@@ -38,6 +38,49 @@ defmodule Stdio.FilterSignalTest do
       assert Task.stop(child) == :ok
     end
 
+    test "what is answered without asking the process is refused too", %{task: task} do
+      child = fork!(task)
+      calls = [:exit, :setopt, :getopt, :setcpid, :getcpid, :cpid]
+
+      made = [
+        fn -> Task.setopt(task, :maxchild, 3) end,
+        fn -> Task.getopt(task, :maxchild) end,
+        fn -> Task.setcpid(child, :flowcontrol, 3) end,
+        fn -> Task.setcpid(task, child, :flowcontrol, 3) end,
+        fn -> Task.getcpid(child, :flowcontrol) end,
+        fn -> Task.getcpid(task, child, :flowcontrol) end,
+        fn -> Task.cpid(task) end,
+        fn -> Task.cpid(task, child) end,
+        fn -> Task.exit(task, 0) end
+      ]
+
+      refute Enum.any?(made, &match?(:undef, &1.()))
+      assert Task.filter(task, calls, []) == :ok
+      Enum.each(made, &denied/1)
+      # Its children are not restricted, but that `setcpid` is made by their parent.
+      grandchild = fork!(child)
+      assert Task.setopt(child, :maxchild, 3)
+      assert Task.setcpid(grandchild, :flowcontrol, 3)
+      assert Task.getcpid(grandchild, :flowcontrol) == 3
+      assert [%{flowcontrol: 3}] = Task.cpid(child)
+      assert Task.exit(grandchild, 0) == :ok
+
+      # A dead task has another answer.
+      Task.stop(task)
+      refute Task.setopt(task, :maxchild, 3)
+      assert Task.exit(task, 0) == {:error, :esrch}
+    end
+
+    test "narrowed for later children only", %{root: root} do
+      {:ok, supervisor} = Stdio.supervise(fork!(root), :noshutdown, {:allow, [:fork, :setcpid]})
+      child = fork!(supervisor.init)
+      denied(fn -> Task.setopt(supervisor.init, :maxchild, 3) end)
+      denied(fn -> Task.exit(supervisor.init, 3) end)
+      assert Task.setcpid(child, :flowcontrol, 2)
+      denied(fn -> Task.getcpid(child, :flowcontrol) end)
+      assert Task.setopt(child, :maxchild, 3)
+    end
+
     test "only grows", %{task: task} do
       assert Task.filter(task, {:allow, [:filter, :getuid, :getgid]}) == :ok
       assert Task.filter(task, {:allow, [:filter, :getuid, :getpid]}) == :ok

@@ -48,6 +48,10 @@ defmodule Stdio.Stream.Tree do
   defp start(%{normal: :empty} = run), do: raise_error(run, "subprocess", :enoent)
 
   defp start(%{phases: phases, config: config} = run) do
+    if Config.get(config, :containment) == :cgroup do
+      raise_error(run, "supervisor", :enotsup, "Containment by cgroup is not available here.")
+    end
+
     supervisor =
       case phases.task.(config) do
         {:ok, %Stdio{} = supervisor} -> supervisor
@@ -74,7 +78,7 @@ defmodule Stdio.Stream.Tree do
     run = %{run | pipeline: pipeline, task: task}
 
     Native.task_hold(task.ref, run.ref, Config.get(config, :max_chunk))
-    Stdio.Task.setcpid(task, :flowcontrol, @credit)
+    Native.task_setcpid(task.ref, "flowcontrol", @credit)
     deadline(run)
 
     case exec(run) do
@@ -192,7 +196,7 @@ defmodule Stdio.Stream.Tree do
 
   defp terminate(%{task: task, config: config} = run) do
     grace = Config.limits_ms(config).kill_timeout
-    Stdio.Task.setcpid(task, :flowcontrol, -1)
+    Native.task_setcpid(task.ref, "flowcontrol", -1)
     Native.task_terminate(task.ref, Config.kill_signal(config), grace)
     drop(run, grace + @stop_deadline)
   end

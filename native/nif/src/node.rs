@@ -20,8 +20,9 @@ use nix::errno::Errno;
 use once_cell::sync::Lazy;
 use rustler::{LocalPid, Monitor, ResourceArc};
 use stdio_protocol::channel::{is_busy, Datagram, Receiver};
+use stdio_protocol::filter::CallFilter;
 use stdio_protocol::message::{
-    Escalation, Exit, FromNode, Refusal, Sequence, TaskId, ToNode, ToRoot, Usage,
+    Escalation, Exit, Filter, FromNode, Refusal, Sequence, TaskId, ToNode, ToRoot, Usage,
 };
 use stdio_protocol::value::Value;
 
@@ -94,6 +95,8 @@ pub struct Node {
     pub id: TaskId,
     pub parent: Option<TaskId>,
     pub root: TaskId,
+    /// PID 1 of a namespace: the kernel ends all below it with it, and pids are its own.
+    pub leads_namespace: bool,
     pub shard: Arc<Shard>,
     pub launcher: Arc<Launcher>,
     stdin: Mutex<Stdin>,
@@ -125,6 +128,12 @@ pub struct Inner {
     pub usage: Option<Usage>,
     pub dead: bool,
     stoppers: Vec<Waiter>,
+    own_filter: CallFilter,
+    child_filter: CallFilter,
+    /// Its parent is there for it alone, ends with it, and is nobody's concern.
+    pub carried: bool,
+    /// It is such a parent.
+    pub carrier: bool,
     /// Processes that have stopped it themselves: they get no event of it.
     muted: Vec<LocalPid>,
     ownerless: bool,
@@ -143,13 +152,15 @@ pub struct Pending {
     pub kind: Kind,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Kind {
     Root,
     Fork(TaskId),
     Batch,
     Exec,
     Set,
+    /// Its own, and its children's.
+    Filter(Filter, Filter),
 }
 
 /// What a new task is connected by.
@@ -174,20 +185,23 @@ impl Node {
         launcher: Arc<Launcher>,
         owner: LocalPid,
         ends: Ends,
+        leads_namespace: bool,
     ) -> Result<Self, Errno> {
         let root = parent.map_or(id, |parent| parent.root);
-        let (options, credit) = match parent {
+        let (options, credit, filter) = match parent {
             Some(parent) => {
-                let options = parent.lock().options;
-                (options, options.flowcontrol)
+                let inner = parent.lock();
+                let options = inner.options;
+                (options, options.flowcontrol, inner.child_filter.clone())
             }
             // Roots are always unlimited.
-            None => (Options::default(), -1),
+            None => (Options::default(), -1, CallFilter::default()),
         };
         Ok(Self {
             id,
             parent: parent.map(|parent| parent.id),
             root,
+            leads_namespace,
             shard: reactor::shard(root)?,
             launcher,
             stdin: Mutex::new(Stdin::new(Some(ends.stdin))),
@@ -211,6 +225,10 @@ impl Node {
                 usage: None,
                 dead: false,
                 stoppers: Vec::new(),
+                own_filter: filter.clone(),
+                child_filter: filter,
+                carried: false,
+                carrier: false,
                 muted: Vec::new(),
                 ownerless: false,
                 hold: None,
@@ -330,8 +348,22 @@ impl Inner {
         !self.dead && self.exit.is_none()
     }
 
+    /// Whether the NIF may answer a call that it knows the answer of. To one that cannot be asked
+    /// any more, other things apply.
+    pub fn allows(&self, call: &str) -> bool {
+        !self.is_alive() || self.execed || self.own_filter.allows(call)
+    }
+
+    fn narrow(&mut self, own: &Filter, children: &Filter) {
+        self.own_filter.narrow(own);
+        self.child_filter.narrow(children);
+    }
+
     /// Who gets output and the terminal event.
     fn listener(&self) -> Option<LocalPid> {
+        if self.carrier {
+            return None;
+        }
         let listener = match &self.receiver {
             Some((receiver, _)) => *receiver,
             None if self.ownerless => return None,
@@ -424,7 +456,8 @@ impl Served<'_> {
             FromNode::Signal { signal, info } => {
                 let (owner, muted) = {
                     let inner = node.lock();
-                    (inner.owner, inner.muted.contains(&inner.owner))
+                    let muted = inner.carrier || inner.muted.contains(&inner.owner);
+                    (inner.owner, muted)
                 };
                 if !muted {
                     self.notifier.signal(&owner, self.handle, signal, &info);
@@ -481,6 +514,10 @@ impl Served<'_> {
             (Kind::Root, Ok(Value::Int(pid))) => {
                 node.lock().pid = i32::try_from(*pid).ok();
                 self.notifier.forked(&waiter, self.handle);
+            }
+            (Kind::Filter(own, children), Ok(_)) => {
+                node.lock().narrow(&own, &children);
+                self.notifier.done(&waiter, steps, result, state);
             }
             _ => self.notifier.done(&waiter, steps, result, state),
         }
@@ -625,14 +662,28 @@ impl Served<'_> {
                 Box::default(),
             ));
         }
-        if let (Some(root), false) = (find(node.root), pids.is_empty()) {
-            if root.node.id != node.id {
-                root.node.tell(ToNode::Signal {
-                    pids,
-                    signal: libc::SIGKILL,
-                });
-            }
+        if node.leads_namespace || pids.is_empty() {
+            return;
         }
+        if let Some(subreaper) = self.subreaper() {
+            subreaper.node.tell(ToNode::Signal {
+                pids,
+                signal: libc::SIGKILL,
+            });
+        }
+    }
+
+    /// The ancestor to which its orphans have come and for which pids mean the same: PID 1 of its
+    /// namespace, else the root.
+    fn subreaper(&self) -> Option<ResourceArc<TaskHandle>> {
+        let mut next = self.node().parent;
+        while let Some(task) = next.and_then(find) {
+            if task.node.leads_namespace || task.node.parent.is_none() {
+                return Some(task);
+            }
+            next = task.node.parent;
+        }
+        None
     }
 
     fn read_output(&mut self, role: Role, stream: Stream) {
@@ -731,6 +782,9 @@ impl Served<'_> {
         }
         if let Some(parent) = parent {
             parent.node.lock().children.retain(|task| *task != node.id);
+            if node.lock().carried {
+                parent.node.lock().hang_up();
+            }
         }
         registry().remove(&node.id);
         After::Done

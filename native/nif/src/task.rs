@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use once_cell::sync::Lazy;
 use rustler::{
     Atom, Binary, Encoder, Env, LocalPid, Monitor, NifTaggedEnum, Reference, Resource, ResourceArc,
     Term,
 };
 use serde_bytes::ByteBuf;
 use stdio_protocol::channel;
+use stdio_protocol::constant::{self, Family};
 use stdio_protocol::message::{
     Escalation, Exec, Filter, Handler, Program, Redirect, Setting, Step, ToNode,
 };
@@ -41,6 +43,12 @@ impl Resource for TaskHandle {
         node.shard.command(Command::NodeOwnerDown(node.id, pid));
     }
 }
+
+/// The flag of clone(2) that makes the child PID 1; 0 where there is none.
+static NEW_PID_NAMESPACE: Lazy<u64> = Lazy::new(|| {
+    let flag = constant::lookup(Family::Clone, "clone_newpid").unwrap_or(0);
+    u64::try_from(flag).unwrap_or(0)
+});
 
 type Task = ResourceArc<TaskHandle>;
 
@@ -111,7 +119,7 @@ fn task_root<'a>(
         launcher.report(root.id)?;
         let (mut ends, [_, stdin, stdout, stderr]) = ends(launcher.changes_users())?;
         ends.control = root.socket;
-        let node = Node::new(root.id, None, launcher.clone(), env.pid(), ends)?;
+        let node = Node::new(root.id, None, launcher.clone(), env.pid(), ends, false)?;
         Ok((adopt(env, node)?, vec![stdin, stdout, stderr]))
     });
     let (handle, fds) = match made {
@@ -149,7 +157,9 @@ fn task_fork<'a>(env: Env<'a>, parent: Task, clone: u64, reference: Reference<'a
     }
     let made = ends(node.launcher.changes_users()).and_then(|(ends, fds)| {
         let id = reactor::next_id();
-        let child = Node::new(id, Some(node), node.launcher.clone(), env.pid(), ends)?;
+        let launcher = node.launcher.clone();
+        let leads_namespace = clone & *NEW_PID_NAMESPACE != 0;
+        let child = Node::new(id, Some(node), launcher, env.pid(), ends, leads_namespace)?;
         Ok((adopt(env, child)?, fds))
     });
     let (child, fds) = match made {
@@ -305,11 +315,44 @@ fn task_filter<'a>(
     children: FilterSpec,
     reference: Reference<'a>,
 ) -> Term<'a> {
-    let setting = Setting::Filter {
-        own: own.into(),
-        children: children.into(),
-    };
-    set(env, &task, setting, reference)
+    let (own, children) = (Filter::from(own), Filter::from(children));
+    let kind = Kind::Filter(own.clone(), children.clone());
+    set(
+        env,
+        &task,
+        Setting::Filter { own, children },
+        kind,
+        reference,
+    )
+}
+
+/// Whether what the NIF does by itself is filtered.
+#[rustler::nif]
+fn task_allows(task: Task, call: String) -> bool {
+    task.node.lock().allows(&call)
+}
+
+/// Its parent, a root, ends with it.
+#[rustler::nif]
+fn task_carry(task: Task) -> Atom {
+    if let Some(parent) = task.node.parent.and_then(node::find) {
+        parent.node.lock().carrier = true;
+        task.node.lock().carried = true;
+    }
+    atoms::ok()
+}
+
+/// Whether a PID namespace guards what is below it.
+#[rustler::nif]
+fn task_in_namespace(task: Task) -> bool {
+    let mut next = Some(task);
+    while let Some(task) = next {
+        if task.node.leads_namespace {
+            return true;
+        }
+        next = task.node.parent.and_then(node::find);
+    }
+    false
 }
 
 #[derive(rustler::NifUnitEnum)]
@@ -339,6 +382,7 @@ fn task_sigaction<'a>(
         env,
         &task,
         Setting::Sigaction { signal, handler },
+        Kind::Set,
         reference,
     )
 }
@@ -346,13 +390,19 @@ fn task_sigaction<'a>(
 /// A supervisor's signal handlers. The answer is `{:done, 0, :ok | error}`.
 #[rustler::nif]
 fn task_forward<'a>(env: Env<'a>, task: Task, reference: Reference<'a>) -> Term<'a> {
-    set(env, &task, Setting::Forward, reference)
+    set(env, &task, Setting::Forward, Kind::Set, reference)
 }
 
-fn set<'a>(env: Env<'a>, task: &Task, setting: Setting, reference: Reference<'a>) -> Term<'a> {
+fn set<'a>(
+    env: Env<'a>,
+    task: &Task,
+    setting: Setting,
+    kind: Kind,
+    reference: Reference<'a>,
+) -> Term<'a> {
     let pending = Pending {
         waiter: waiter(env, reference),
-        kind: Kind::Set,
+        kind,
     };
     let build = |sequence| ToNode::Set { sequence, setting };
     answer(env, task.node.ask(build, Vec::new(), pending))
@@ -383,8 +433,15 @@ fn task_exit<'a>(env: Env<'a>, task: Task, status: u8) -> Term<'a> {
 fn task_stop<'a>(env: Env<'a>, task: Task, reference: Reference<'a>) -> Atom {
     mute(&task, env.pid());
     let waiter = waiter(env, reference);
-    let node = &task.node;
-    node.shard.command(Command::StopNode(task.clone(), waiter));
+    let carrier = task
+        .node
+        .lock()
+        .carried
+        .then_some(task.node.parent)
+        .flatten();
+    let stopped = carrier.and_then(node::find).unwrap_or(task);
+    let shard = stopped.node.shard.clone();
+    shard.command(Command::StopNode(stopped, waiter));
     atoms::ok()
 }
 

@@ -5,6 +5,7 @@
 //! | [`message`] | the closed enums, one datagram each |
 //! | [`call`] | the one table of system calls: decoding, names and documentation come from it |
 //! | [`constant`] | names of constants (`:rlimit_core`) to the numbers of this system |
+//! | [`filter`] | which calls a process may be asked for; both sides keep to it |
 //! | [`codec`] | bytes to messages and back; total, with bounded allocation |
 //! | [`channel`] | `SOCK_SEQPACKET` with `SCM_RIGHTS`, large bodies as sealed memfds |
 //!
@@ -15,6 +16,7 @@ pub mod channel;
 pub mod codec;
 pub mod constant;
 pub mod errno;
+pub mod filter;
 pub mod message;
 mod sys;
 pub mod value;

@@ -9,14 +9,13 @@
 //! | `launcher` | the fork server, its socket is fd 0 |
 //! | `supervisor` | owns one process tree and ends it |
 //! | `task` | between fork and exec |
-//! | `node`, `filter` | a root or task that serves requests until it execs |
+//! | `node` | a root or task that serves requests until it execs |
 //! | `exec`, `call` | what a plan can ask for |
 //! | `reap` | finding and killing the processes of a tree |
 //! | `sys` | everything that names an operating system, and all unsafe code |
 
 mod call;
 mod exec;
-mod filter;
 mod launcher;
 mod node;
 mod reap;

@@ -22,6 +22,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getpid, pipe2, write, Pid};
 use serde_bytes::ByteBuf;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
+use stdio_protocol::filter::CallFilter;
 use stdio_protocol::message::{
     Exec, Filter, FromNode, Handler, Program, Redirect, Refusal, Sequence, Setting, Step, TaskId,
     ToNode, ToRoot,
@@ -29,9 +30,8 @@ use stdio_protocol::message::{
 use stdio_protocol::value::Value;
 
 use crate::call::{self, Context};
-use crate::filter::CallFilter;
 use crate::supervisor::Inherited;
-use crate::sys::{self, Fork};
+use crate::sys::{self, Fork, Procfs};
 use crate::{exec, reap, task};
 
 /// Between `signaloneof` and SIGKILL.
@@ -580,7 +580,10 @@ impl Node {
             return;
         };
         // PID 1 of a namespace never sees what it does not catch.
-        if sys::leads_namespace(pid) && !sys::catches(pid, signal) {
+        let number = Procfs::find().and_then(|procfs| procfs.number(pid));
+        if number
+            .is_some_and(|number| sys::leads_namespace(number) && !sys::catches(number, signal))
+        {
             return self.kill_child(task);
         }
         let leads_group = nix::unistd::getpgid(Some(pid)) == Ok(pid);

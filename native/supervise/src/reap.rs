@@ -7,34 +7,34 @@
 //!    parent is a process of the tree: a stranger that was given the number has another parent.
 //! 3. The caller is a subreaper, so what escapes one pass (a fork that races with the walk) is a
 //!    child of the caller in the next. `ECHILD` from wait means that the tree is empty.
+//! 4. `/proc` may number processes as an outer PID namespace does, see [`Procfs`]. PID 1 of a
+//!    namespace needs no walk for all of it.
 
 use std::collections::{HashMap, HashSet};
 
 use nix::unistd::{getpgid, getpid, getsid, Pid};
 
-use crate::sys;
+use crate::sys::{self, Procfs};
 
-/// Sends the signal once to every descendant of this process; returns how many were found.
+/// Sends the signal once to every descendant of this process; returns how many were found (for
+/// PID 1 of a namespace: 1 if there was any).
 pub fn signal_descendants(signal: i32) -> usize {
-    let me = getpid();
-    let tree = Tree::walk(me);
-    for pid in &tree.direct {
-        // Ended ones and setuid programs of others: the next pass or the deadline sees to them.
-        let _ = sys::kill(pid.as_raw(), signal);
+    if is_init() {
+        // The kernel walks: all in this namespace and those below it are descendants.
+        return usize::from(sys::kill(-1, signal).is_ok());
     }
-    for pid in &tree.deeper {
-        signal_deeper(*pid, signal, &tree);
-    }
-    tree.direct.len() + tree.deeper.len()
+    let Some(procfs) = Procfs::find() else {
+        return 0;
+    };
+    let tree = Tree::walk(&procfs, procfs.me());
+    tree.signal(signal);
+    tree.len()
 }
 
 /// SIGKILLs the direct children that are not in `spared`; returns how many there were.
 pub fn kill_children_except(spared: impl Fn(Pid) -> bool) -> usize {
     let mut found = 0;
-    for orphan in children_of(getpid())
-        .into_iter()
-        .filter(|pid| !spared(*pid))
-    {
+    for orphan in children_of_this().into_iter().filter(|pid| !spared(*pid)) {
         let _ = sys::kill(orphan.as_raw(), libc::SIGKILL);
         found += 1;
     }
@@ -46,17 +46,12 @@ pub fn signal_if_descendant(pid: Pid, signal: i32) {
     let Ok(pidfd) = sys::pidfd_open(pid) else {
         return;
     };
-    let me = getpid();
-    let mut ancestor = sys::parent(pid);
-    while let Some(process) = ancestor {
-        if process == me {
-            let _ = sys::pidfd_send_signal(&pidfd, signal);
-            return;
-        }
-        ancestor = match process.as_raw() {
-            0 | 1 => None,
-            _ => sys::parent(process),
-        };
+    let Some(procfs) = Procfs::find() else {
+        return;
+    };
+    let tree = Tree::walk(&procfs, procfs.me());
+    if tree.numbers().any(|number| procfs.pid(number) == Some(pid)) {
+        let _ = sys::pidfd_send_signal(&pidfd, signal);
     }
 }
 
@@ -69,60 +64,74 @@ pub fn kill_subtree(child: Pid) -> usize {
     const PASSES: usize = 64;
     let mut seen = HashSet::new();
     for _ in 0..PASSES {
-        let mut tree = Tree::walk(child);
+        let Some(procfs) = Procfs::find() else {
+            let _ = sys::kill(child.as_raw(), libc::SIGKILL);
+            break;
+        };
+        let below = procfs
+            .number(child)
+            .map(|number| Tree::walk(&procfs, number));
+        let mut found = 0;
         for orphan in orphans_of(child) {
             let _ = sys::kill(orphan.as_raw(), libc::SIGKILL);
-            let below = Tree::walk(orphan);
-            for pid in below.direct.iter().chain(&below.deeper) {
-                signal_deeper(*pid, libc::SIGKILL, &below);
+            if let Some(number) = procfs.number(orphan) {
+                let tree = Tree::walk(&procfs, number);
+                tree.signal(libc::SIGKILL);
             }
             // Killed, it may stay as a zombie for a while.
-            if seen.insert(orphan) {
-                tree.direct.push(orphan);
-            }
+            found += usize::from(seen.insert(orphan));
         }
         // From the top, so that what is about to be forked is found below a dead parent.
         let _ = sys::kill(child.as_raw(), libc::SIGKILL);
-        for pid in tree.direct.iter().chain(&tree.deeper) {
-            signal_deeper(*pid, libc::SIGKILL, &tree);
+        if let Some(tree) = below {
+            tree.signal(libc::SIGKILL);
+            found += tree.direct.len();
         }
-        if tree.direct.is_empty() {
+        if found == 0 {
             break;
         }
     }
     1
 }
 
+/// PID 1 of a namespace: no helper is that of a whole system.
+fn is_init() -> bool {
+    getpid().as_raw() == 1
+}
+
 /// The direct children of this process that are in the group or the session that `child` leads. It
 /// has not been reaped, so both numbers mean it.
 fn orphans_of(child: Pid) -> Vec<Pid> {
     let linked = |pid: &Pid| getsid(Some(*pid)) == Ok(child) || getpgid(Some(*pid)) == Ok(child);
-    children_of(getpid())
+    children_of_this()
         .into_iter()
         .filter(|pid| *pid != child && linked(pid))
         .collect()
 }
 
-struct Tree {
+/// What is below a process, in procfs's numbers.
+struct Tree<'p> {
+    procfs: &'p Procfs,
     root: Pid,
     direct: Vec<Pid>,
     deeper: Vec<Pid>,
     all: HashSet<Pid>,
 }
 
-impl Tree {
-    fn walk(root: Pid) -> Self {
+impl<'p> Tree<'p> {
+    fn walk(procfs: &'p Procfs, root: Pid) -> Self {
         let lookup = Lookup::new(root);
         let direct = lookup.children(root);
         let mut tree = Self {
+            procfs,
             root,
             all: direct.iter().copied().collect(),
             direct,
             deeper: Vec::new(),
         };
         let mut next = tree.direct.clone();
-        while let Some(pid) = next.pop() {
-            for child in lookup.children(pid) {
+        while let Some(number) = next.pop() {
+            for child in lookup.children(number) {
                 if tree.all.insert(child) {
                     tree.deeper.push(child);
                     next.push(child);
@@ -131,21 +140,54 @@ impl Tree {
         }
         tree
     }
-}
 
-fn signal_deeper(pid: Pid, signal: i32, tree: &Tree) {
-    let Ok(pidfd) = sys::pidfd_open(pid) else {
-        return;
-    };
-    // Its parent may have been killed since the walk, and then it is this process's.
-    let ours = |parent| parent == tree.root || parent == getpid() || tree.all.contains(&parent);
-    if sys::parent(pid).is_some_and(ours) {
-        let _ = sys::pidfd_send_signal(&pidfd, signal);
+    fn numbers(&self) -> impl Iterator<Item = Pid> + '_ {
+        self.direct.iter().chain(&self.deeper).copied()
+    }
+
+    fn len(&self) -> usize {
+        self.direct.len() + self.deeper.len()
+    }
+
+    /// Ended ones and setuid programs of others: the next pass or the deadline sees to them.
+    fn signal(&self, signal: i32) {
+        // Unreaped children of this process keep their pids.
+        let ours = self.root == self.procfs.me();
+        for number in &self.direct {
+            match self.procfs.pid(*number) {
+                Some(pid) if ours => drop(sys::kill(pid.as_raw(), signal)),
+                Some(pid) => self.signal_checked(*number, pid, signal),
+                None => {}
+            }
+        }
+        for number in &self.deeper {
+            if let Some(pid) = self.procfs.pid(*number) {
+                self.signal_checked(*number, pid, signal);
+            }
+        }
+    }
+
+    fn signal_checked(&self, number: Pid, pid: Pid, signal: i32) {
+        let Ok(pidfd) = sys::pidfd_open(pid) else {
+            return;
+        };
+        let me = self.procfs.me();
+        // Its parent may have been killed since the walk, and then it is this process's.
+        let ours = |parent| parent == self.root || parent == me || self.all.contains(&parent);
+        let same = self.procfs.pid(number) == Some(pid);
+        if same && sys::parent(number).is_some_and(ours) {
+            let _ = sys::pidfd_send_signal(&pidfd, signal);
+        }
     }
 }
 
-fn children_of(pid: Pid) -> Vec<Pid> {
-    Lookup::new(pid).children(pid)
+fn children_of_this() -> Vec<Pid> {
+    let Some(procfs) = Procfs::find() else {
+        return Vec::new();
+    };
+    let numbers = Lookup::new(procfs.me()).children(procfs.me());
+    let pids = numbers.into_iter();
+    pids.filter_map(|number| procfs.pid(number)).collect()
 }
 
 /// Where the kernel has no `children` files, one walk over all of /proc stands for them.
@@ -160,16 +202,16 @@ impl Lookup {
             return Self::Files;
         }
         let mut children: HashMap<_, Vec<_>> = HashMap::new();
-        for (pid, parent) in sys::parents() {
-            children.entry(parent).or_default().push(pid);
+        for (number, parent) in sys::parents() {
+            children.entry(parent).or_default().push(number);
         }
         Self::Snapshot(children)
     }
 
-    fn children(&self, pid: Pid) -> Vec<Pid> {
+    fn children(&self, number: Pid) -> Vec<Pid> {
         match self {
-            Self::Files => sys::children(pid).unwrap_or_default(),
-            Self::Snapshot(children) => children.get(&pid).cloned().unwrap_or_default(),
+            Self::Files => sys::children(number).unwrap_or_default(),
+            Self::Snapshot(children) => children.get(&number).cloned().unwrap_or_default(),
         }
     }
 }

@@ -364,6 +364,59 @@ fn parse_pid(text: &str) -> Option<Pid> {
     text.parse().ok().map(Pid::from_raw)
 }
 
+/// How `/proc` numbers processes: as the PID namespace does that it was mounted for, which may be an
+/// outer one. Here a *number* is procfs's, a *pid* is what system calls of this process take.
+pub struct Procfs {
+    /// Of this process.
+    me: Pid,
+    /// Where NSpid has this process's namespace, if that is not the first.
+    depth: Option<usize>,
+}
+
+impl Procfs {
+    /// `None`: there is no `/proc`, or it belongs to a namespace that does not see this process.
+    pub fn find() -> Option<Self> {
+        let me = parse_pid(std::fs::read_link("/proc/self").ok()?.to_str()?)?;
+        let outer = me != nix::unistd::getpid();
+        let depth = outer
+            .then(|| namespace_pids(me).len().checked_sub(1))
+            .flatten();
+        (depth.is_some() || !outer).then_some(Self { me, depth })
+    }
+
+    pub fn me(&self) -> Pid {
+        self.me
+    }
+
+    /// `None`: it ended, or is in none of our namespaces.
+    pub fn pid(&self, number: Pid) -> Option<Pid> {
+        match self.depth {
+            None => Some(number),
+            Some(depth) => namespace_pids(number).get(depth).copied(),
+        }
+    }
+
+    /// Of a direct child.
+    pub fn number(&self, child: Pid) -> Option<Pid> {
+        match self.depth {
+            None => Some(child),
+            Some(_) => children(self.me)?
+                .into_iter()
+                .find(|number| self.pid(*number) == Some(child)),
+        }
+    }
+}
+
+/// NSpid in `/proc/PID/status`, Linux 4.1: its pid in each namespace, from that of `/proc` on.
+fn namespace_pids(number: Pid) -> Vec<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    pids.unwrap_or_default()
+        .split_ascii_whitespace()
+        .filter_map(parse_pid)
+        .collect()
+}
+
 /// Whether the process has a handler for the signal: bit `signal - 1` of SigCgt in
 /// `/proc/PID/status`, proc(5).
 pub fn catches(pid: Pid, signal: i32) -> bool {
@@ -380,13 +433,10 @@ pub fn catches(pid: Pid, signal: i32) -> bool {
     }
 }
 
-/// Whether the process is PID 1 of a namespace below this one: the last number of NSpid in
-/// `/proc/PID/status`, Linux 4.1.
-pub fn leads_namespace(pid: Pid) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    let mut pids = pids.unwrap_or_default().split_ascii_whitespace();
-    pids.next().is_some() && pids.next_back() == Some("1")
+/// Whether the process is PID 1 of a namespace below that of `/proc`.
+pub fn leads_namespace(number: Pid) -> bool {
+    let pids = namespace_pids(number);
+    pids.len() > 1 && pids.last() == Some(&Pid::from_raw(1))
 }
 
 /// Maps the ids that the task had outside to themselves inside its new user namespace.

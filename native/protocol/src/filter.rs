@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use stdio_protocol::message::Filter;
+use crate::message::Filter;
 
 /// What is allowed: everything, or these names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
