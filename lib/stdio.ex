@@ -95,6 +95,7 @@ defmodule Stdio do
   def with_supervisor(behaviour, %Stdio{} = supervisor),
     do: Phases.with_supervisor(behaviour, supervisor)
 
+  @title "Supervise"
   @supervisor_filter {:allow,
                       [
                         :close,
@@ -131,8 +132,24 @@ defmodule Stdio do
   """
   @spec supervisor(atexit, Stdio.Task.filter(), keyword) :: {:ok, t} | {:error, posix}
   def supervisor(atexit \\ :shutdown, filter \\ @supervisor_filter, opts \\ []) do
-    with {:ok, containment} <- own_containment(opts), {:ok, root} <- Stdio.Task.fork() do
-      with {:ok, task} <- contained(root, containment),
+    with {:ok, containment} <- own_containment(opts) do
+      case {containment, Stdio.Syscall.os()} do
+        {:pid_namespace, _} -> supervised(&contained/1, atexit, filter)
+        {_, Stdio.Syscall.Linux} -> at_once(atexit, filter)
+        {_, _} -> supervised(&{:ok, &1}, atexit, filter)
+      end
+    end
+  end
+
+  # Forked and made a supervisor in one message.
+  defp at_once(atexit, filter) do
+    with {:ok, task} <- Stdio.Task.__supervisor__(@title, filter),
+         do: {:ok, %Stdio{init: task, atexit: atexit}}
+  end
+
+  defp supervised(place, atexit, filter) do
+    with {:ok, root} <- Stdio.Task.fork() do
+      with {:ok, task} <- place.(root),
            {:ok, supervisor} <- supervise(task, atexit, filter) do
         {:ok, supervisor}
       else
@@ -159,7 +176,7 @@ defmodule Stdio do
     end
   end
 
-  defp contained(root, :pid_namespace) do
+  defp contained(root) do
     init = Stdio.Syscall.os().subprocess(containment: :pid_namespace)
 
     with {:ok, [%{task: task}]} <- init.(root) do
@@ -167,8 +184,6 @@ defmodule Stdio do
       {:ok, task}
     end
   end
-
-  defp contained(root, _containment), do: {:ok, root}
 
   @doc """
   What guards the tree of a supervisor.
@@ -196,18 +211,24 @@ defmodule Stdio do
   """
   @spec supervise(Stdio.Task.t(), atexit, Stdio.Task.filter()) :: {:ok, t} | {:error, posix}
   def supervise(task, atexit \\ :shutdown, filter \\ @supervisor_filter) do
-    syscall = Stdio.Syscall.os()
+    with :ok <- supervise_by(Stdio.Syscall.os(), task, filter),
+         do: {:ok, %Stdio{init: task, atexit: atexit}}
+  end
 
+  # All the steps in one message.
+  defp supervise_by(Stdio.Syscall.Linux, task, filter),
+    do: Stdio.Task.__supervise__(task, @title, filter)
+
+  defp supervise_by(syscall, task, filter) do
     with :ok <- syscall.subreaper(task),
          :ok <- Stdio.Task.__forward__(task),
-         :ok <- syscall.setproctitle(task, "Supervise"),
+         :ok <- syscall.setproctitle(task, @title),
          true <- Stdio.Task.setopt(task, :signaloneof, 9),
-         true <- Stdio.Task.setopt(task, :flowcontrol, 1),
-         :ok <- Stdio.Task.filter(task, filter, []) do
-      {:ok, %Stdio{init: task, atexit: atexit}}
+         true <- Stdio.Task.setopt(task, :flowcontrol, 1) do
+      Stdio.Task.filter(task, filter, [])
     else
       false -> {:error, :esrch}
-      {:error, reason} -> {:error, reason}
+      {:error, _} = error -> error
     end
   end
 

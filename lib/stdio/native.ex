@@ -64,10 +64,14 @@ defmodule Stdio.Native do
   #   {ref, :stopped}
   #
   # :ok | {:error, :esrch | :execed | posix | :launcher}
-  def task_root(_privilege, _environ, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  # supervise: nil | {title, signaloneof, own filter, children's filter}
+  def task_root(_privilege, _environ, _supervise, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_supervise(_task, _supervise, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_fork(_task, _clone_flags, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_batch(_task, _steps, _ref), do: :erlang.nif_error(:nif_not_loaded)
-  def task_exec(_task, _program, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  # steps as of task_batch first
+  def task_exec(_task, _steps, _program, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  def task_exec_large(_task, _steps, _program, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_filter(_task, _own, _children, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_sigaction(_task, _signal, _handler, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_forward(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)

@@ -91,6 +91,29 @@ defmodule Stdio.Op do
   end
 
   @doc false
+  # As task!/4, with what follows for a stream: `prepare` is called with the pipeline once it is there,
+  # and gives the program, which is executed behind the ops, in one message with the last of them.
+  @spec exec!(Stdio.t(), [op], fun, fun, (Stdio.pipeline() -> tuple)) ::
+          {:ok, Stdio.pipeline()} | {:error, Stdio.posix()}
+  def exec!(%Stdio{init: supervisor}, ops, init, onerror, prepare)
+      when is_function(init, 1) and is_function(onerror, 1) do
+    {pipeline, task} = fork!(init.(supervisor), init)
+
+    with :ok <- alive(task),
+         :ok <- Runner.exec(task, ops, prepare.(pipeline)) do
+      {:ok, pipeline}
+    else
+      {:error, %OpError{} = error} ->
+        undo(task, onerror)
+        raise error
+
+      {:error, reason} ->
+        undo(task, onerror)
+        {:error, reason}
+    end
+  end
+
+  @doc false
   # Calls `onerror` with the last task of a start that failed. Its own failure must not hide what
   # went wrong first.
   @spec undo(Stdio.Task.t(), (Stdio.Task.t() -> any)) :: :ok

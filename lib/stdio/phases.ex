@@ -74,12 +74,12 @@ defmodule Stdio.Phases do
   # namespaces wherever they are started.
   defp given(supervisor, phases, config) do
     wanted = Stdio.Config.get(config, :containment)
-    has = Stdio.containment(supervisor)
     namespace? = phases.module in [Stdio.Container, Stdio.Rootless]
 
-    if wanted in [:auto, has] or (wanted == :pid_namespace and namespace?),
-      do: {:ok, supervisor},
-      else: {:error, :enotsup}
+    if wanted == :auto or (wanted == :pid_namespace and namespace?) or
+         wanted == Stdio.containment(supervisor),
+       do: {:ok, supervisor},
+       else: {:error, :enotsup}
   end
 
   defp split!(module) when is_atom(module), do: {module, []}

@@ -70,20 +70,41 @@ defmodule Stdio.Task do
   `{:error, posix}` if the helper cannot be started.
   """
   @spec fork() :: {:ok, t} | {:error, posix}
-  def fork, do: root(Launcher.privilege(), 3)
+  def fork, do: root(Launcher.privilege(), nil, 3)
 
-  defp root(_privilege, 0), do: {:error, :eagain}
+  @doc false
+  # A root that is a supervisor from the start. One message, as __supervise__/3 is.
+  @spec __supervisor__(binary, filter) :: {:ok, t} | {:error, posix}
+  def __supervisor__(title, filter),
+    do: root(Launcher.privilege(), supervise_spec(title, filter), 3)
 
-  defp root(privilege, tries) do
+  @doc false
+  # The steps of Stdio.supervise/3 on Linux.
+  @spec __supervise__(t, binary, filter) :: :ok | {:error, posix}
+  def __supervise__(%__MODULE__{} = task, title, filter) do
     ref = make_ref()
 
-    case Native.task_root(privilege, Stdio.Config.Environ.inherited(), ref) do
+    case Native.task_supervise(task.ref, supervise_spec(title, filter), ref) do
+      :ok -> ref |> await_done() |> result({:filter, [task, filter, []]})
+      other -> result(other, {:filter, [task, filter, []]})
+    end
+  end
+
+  # :signaloneof 9
+  defp supervise_spec(title, filter), do: {title, 9, filter_spec(filter), :unchanged}
+
+  defp root(_privilege, _supervise, 0), do: {:error, :eagain}
+
+  defp root(privilege, supervise, tries) do
+    ref = make_ref()
+
+    case Native.task_root(privilege, Stdio.Config.Environ.inherited(), supervise, ref) do
       :ok ->
         await_task(ref)
 
       {:error, reason} when reason in [:launcher, :epipe, :econnreset] ->
         case Launcher.ensure(privilege) do
-          :ok -> root(privilege, tries - 1)
+          :ok -> root(privilege, supervise, tries - 1)
           {:error, {reason, _hint}} -> {:error, reason}
         end
 
@@ -209,9 +230,32 @@ defmodule Stdio.Task do
   end
 
   @doc false
-  # The exec of a stream: with a search, and standard streams replaced.
-  @spec __exec__(t, tuple) :: :ok | {:error, posix}
-  def __exec__(%__MODULE__{} = task, program), do: exec(task, program, {:execve, [task]})
+  # The exec of a stream, with which the last steps of its ops travel. As __batch__/2; `{:exec, result}` once all
+  # of them went well.
+  @spec __exec__(t, [{atom, [term], [posix], boolean}], tuple) ::
+          {:exec, :ok | {:error, posix}}
+          | {:ok, non_neg_integer, :same | {:state, term}}
+          | {:stop, non_neg_integer, term, :same | {:state, term}}
+  def __exec__(%__MODULE__{} = task, calls, program) do
+    ref = make_ref()
+    size = length(calls)
+
+    case native_exec(task, calls, program, ref) do
+      :ok ->
+        receive do
+          {^ref, {:done, _, :ok, :same}} -> {:exec, :ok}
+          {^ref, {:done, ^size, result, _state}} -> {:exec, result(result, {:execve, [task]})}
+          {^ref, {:done, done, :undef, state}} -> {:ok, done, state}
+          {^ref, {:done, done, result, state}} -> {:stop, done, result, state}
+        end
+
+      {:error, {:step, _, _}} ->
+        __batch__(task, calls)
+
+      other ->
+        {:exec, result(other, {:execve, [task]})}
+    end
+  end
 
   @doc false
   # SIGKILL to all that is below the task, until nothing is.
@@ -228,10 +272,17 @@ defmodule Stdio.Task do
   defp exec(task, program, call) do
     ref = make_ref()
 
-    case Native.task_exec(task.ref, program, ref) do
+    case native_exec(task, [], program, ref) do
       :ok -> ref |> await_done() |> result(call)
       other -> result(other, call)
     end
+  end
+
+  # From here on copying arguments and environment takes a while: dirty I/O.
+  defp native_exec(task, calls, program, ref) do
+    if :erlang.external_size(program) > 64 * 1024,
+      do: Native.task_exec_large(task.ref, calls, program, ref),
+      else: Native.task_exec(task.ref, calls, program, ref)
   end
 
   defp text!(text) do

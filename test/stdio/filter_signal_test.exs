@@ -71,6 +71,14 @@ defmodule Stdio.FilterSignalTest do
       assert Task.exit(task, 0) == {:error, :esrch}
     end
 
+    test "a fork that is refused leaves nothing", %{task: task} do
+      assert Task.filter(task, [:fork, :clone]) == :ok
+      before = map_size(Proc.fds())
+      for _ <- 1..3, do: denied(fn -> Task.fork(task) end)
+      denied(fn -> Task.clone(task, [:clone_newns]) end)
+      assert Proc.wait_until(fn -> map_size(Proc.fds()) <= before end)
+    end
+
     test "narrowed for later children only", %{root: root} do
       {:ok, supervisor} = Stdio.supervise(fork!(root), :noshutdown, {:allow, [:fork, :setcpid]})
       child = fork!(supervisor.init)

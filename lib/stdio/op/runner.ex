@@ -40,19 +40,41 @@ defmodule Stdio.Op.Runner do
   """
   @spec run(Stdio.Task.t(), [Stdio.Op.op()], module) :: :ok | {:error, OpError.t()}
   def run(task, ops, builtin \\ Stdio.Task) do
-    levels([{[ops], []}], {task, builtin})
+    levels([{[ops], []}], {task, builtin, nil})
   end
 
-  defp levels([], _context), do: :ok
+  @doc """
+  Runs `ops`, then executes `program`, which travels with the last batch. `{:error, posix}` is the
+  program's.
+  """
+  @spec exec(Stdio.Task.t(), [Stdio.Op.op()], tuple) ::
+          :ok | {:error, OpError.t() | Stdio.posix()}
+  def exec(task, ops, program), do: levels([{[ops], []}], {task, Stdio.Task, program})
+
+  defp levels([], {_task, _builtin, nil}), do: :ok
+
+  defp levels([], {task, builtin, program}) do
+    {:exec, result} = builtin.__exec__(task, [], program)
+    result
+  end
+
   defp levels([{[], _state} | outer], context), do: levels(outer, context)
 
   defp levels([{[inner | ops], state} | outer], context) when length(inner) >= 0,
     do: levels([{inner, []}, {ops, state} | outer], context)
 
-  defp levels([{ops, _state} | _] = levels, {_task, builtin} = context) do
+  defp levels([{ops, _state} | outer] = levels, {_task, builtin, program} = context) do
     case batch(ops, builtin) do
-      [_, _ | _] = calls -> batched(calls, levels, context)
-      _ -> single(levels, context)
+      [_ | _] = calls when program != nil and length(calls) == length(ops) ->
+        if Enum.all?(outer, &match?({[], _}, &1)),
+          do: batched(calls, levels, context, [program]),
+          else: batched(calls, levels, context, [])
+
+      [_, _ | _] = calls ->
+        batched(calls, levels, context, [])
+
+      _ ->
+        single(levels, context)
     end
   end
 
@@ -68,12 +90,17 @@ defmodule Stdio.Op.Runner do
 
   defp batch([], _builtin), do: []
 
-  defp batched(calls, levels, {task, builtin} = context) do
+  # `program`: a list of one if these are the last.
+  defp batched(calls, levels, {task, builtin, _program} = context, program) do
     size = length(calls)
     requests = Enum.map(calls, &{&1.fun, &1.args, &1.ignore, &1.errexit})
-    offer = %Call{module: builtin, fun: :__batch__, args: [requests]}
+    fun = if program == [], do: :__batch__, else: :__exec__
+    offer = %Call{module: builtin, fun: fun, args: [requests | program]}
 
     case make(offer, task, []) do
+      {:value, {:exec, result}} ->
+        result
+
       {:value, {:ok, ^size, effect}} ->
         levels |> pass(size, effect) |> levels(context)
 
@@ -88,7 +115,7 @@ defmodule Stdio.Op.Runner do
 
       # A fault of ours, not of an op.
       other ->
-        error(other, {builtin, :__batch__, [task, requests]}, levels)
+        error(other, {builtin, fun, [task, requests]}, levels)
     end
   end
 
@@ -96,7 +123,7 @@ defmodule Stdio.Op.Runner do
   defp pass([{ops, state} | outer], n, :same), do: [{Enum.drop(ops, n), state} | outer]
   defp pass([{ops, _} | outer], n, {:state, state}), do: [{Enum.drop(ops, n), state} | outer]
 
-  defp single([{[op | ops], state} | outer] = levels, {task, builtin} = context) do
+  defp single([{[op | ops], state} | outer] = levels, {task, builtin, _program} = context) do
     case Call.parse(op, builtin) do
       {:ok, call} -> continue(call, make(call, task, state), levels, context)
       :error -> {:error, OpError.malformed(op, remaining([{ops, state} | outer]))}
@@ -115,7 +142,7 @@ defmodule Stdio.Op.Runner do
 
   defp continue(call, outcome, levels, context), do: failed(call, outcome, levels, context)
 
-  defp failed(call, outcome, [{[_ | ops], state} | outer], {task, _builtin}) do
+  defp failed(call, outcome, [{[_ | ops], state} | outer], {task, _builtin, _program}) do
     op = {call.module, call.fun, Call.args(call, task, state)}
     levels = [{ops, state} | outer]
 

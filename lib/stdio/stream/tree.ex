@@ -73,25 +73,23 @@ defmodule Stdio.Stream.Tree do
   defp execute(%{phases: phases, config: config} = run) do
     onerror = phases.onerror.(config)
     init = phases.init.(config)
-    pipeline = Op.task!(run.supervisor, phases.ops.(config), init, onerror)
-    %{task: task} = List.last(pipeline)
-    run = %{run | pipeline: pipeline, task: task}
+    ops = phases.ops.(config)
 
-    Native.task_hold(task.ref, run.ref, Config.get(config, :max_chunk))
-    Native.task_setcpid(task.ref, "flowcontrol", @credit)
-    deadline(run)
+    prepare = fn pipeline ->
+      %{task: task} = List.last(pipeline)
+      Native.task_hold(task.ref, run.ref, Config.get(config, :max_chunk))
+      Native.task_setcpid(task.ref, "flowcontrol", @credit)
+      deadline(task, config)
+      program(run)
+    end
 
-    case exec(run) do
-      :ok ->
-        run
-
-      {:error, reason} ->
-        Op.undo(task, onerror)
-        raise_error(run, "subprocess", reason)
+    case Op.exec!(run.supervisor, ops, init, onerror, prepare) do
+      {:ok, pipeline} -> %{run | pipeline: pipeline, task: List.last(pipeline).task}
+      {:error, reason} -> raise_error(run, "subprocess", reason)
     end
   end
 
-  defp deadline(%{config: config, task: task}) do
+  defp deadline(task, config) do
     case Config.limits_ms(config) do
       %{timeout: :infinity} ->
         :ok
@@ -101,12 +99,9 @@ defmodule Stdio.Stream.Tree do
     end
   end
 
-  defp exec(%{normal: %Command{} = command, config: config, task: task}) do
-    program =
-      {:stream, command.file, command.argv, Config.environ(config), command.search,
-       Config.get(config, :stdin), Config.get(config, :stderr)}
-
-    Stdio.Task.__exec__(task, program)
+  defp program(%{normal: %Command{} = command, config: config}) do
+    {:stream, command.file, command.argv, Config.environ(config), command.search,
+     Config.get(config, :stdin), Config.get(config, :stderr)}
   end
 
   defp feed(%{input: nil} = run), do: run

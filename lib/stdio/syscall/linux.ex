@@ -39,7 +39,14 @@ defmodule Stdio.Syscall.Linux do
   @impl true
   @spec reap(Syscall.tree(), Stdio.Signal.t()) :: :ok | {:error, :etimedout}
   def reap(%{supervisor: %{init: task}}, signal) do
-    reap_below(task, fn supervisor -> supervisor end, signal)
+    kill? = Stdio.Signal.signal_number!(signal) == 9
+
+    if kill? and is_struct(task, Stdio.Task) do
+      # Nothing outlives a dead one.
+      with {:error, :esrch} <- Stdio.Task.__reap__(task), do: :ok
+    else
+      reap_below(task, fn supervisor -> supervisor end, signal)
+    end
   end
 
   @doc "Signals all descendants of `os_pid`."

@@ -154,13 +154,21 @@ pub struct Pending {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Kind {
-    Root,
+    Root(Option<Box<Restriction>>),
     Fork(TaskId),
     Batch,
     Exec,
     Set,
-    /// Its own, and its children's.
-    Filter(Filter, Filter),
+    Restrict(Box<Restriction>),
+}
+
+/// What has to be known here too of a change, once the process has made it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Restriction {
+    pub own: Filter,
+    pub children: Filter,
+    /// It is a supervisor now.
+    pub signal_one_of: Option<i32>,
 }
 
 /// What a new task is connected by.
@@ -354,9 +362,13 @@ impl Inner {
         !self.is_alive() || self.execed || self.own_filter.allows(call)
     }
 
-    fn narrow(&mut self, own: &Filter, children: &Filter) {
-        self.own_filter.narrow(own);
-        self.child_filter.narrow(children);
+    fn restrict(&mut self, restriction: &Restriction) {
+        self.own_filter.narrow(&restriction.own);
+        self.child_filter.narrow(&restriction.children);
+        if let Some(signal) = restriction.signal_one_of {
+            self.options.signaloneof = i64::from(signal);
+            self.options.flowcontrol = 1;
+        }
     }
 
     /// Who gets output and the terminal event.
@@ -508,19 +520,31 @@ impl Served<'_> {
         match (kind, result) {
             (Kind::Fork(child), _) => {
                 node.lock().children.retain(|task| *task != child);
-                registry().remove(&child);
+                self.forget_child(child);
                 self.notifier.done(&waiter, steps, result, state);
             }
-            (Kind::Root, Ok(Value::Int(pid))) => {
-                node.lock().pid = i32::try_from(*pid).ok();
+            (Kind::Root(restriction), Ok(Value::Int(pid))) => {
+                {
+                    let mut inner = node.lock();
+                    inner.pid = i32::try_from(*pid).ok();
+                    if let Some(restriction) = restriction {
+                        inner.restrict(&restriction);
+                    }
+                }
                 self.notifier.forked(&waiter, self.handle);
             }
-            (Kind::Filter(own, children), Ok(_)) => {
-                node.lock().narrow(&own, &children);
+            (Kind::Restrict(restriction), Ok(_)) => {
+                node.lock().restrict(&restriction);
                 self.notifier.done(&waiter, steps, result, state);
             }
             _ => self.notifier.done(&waiter, steps, result, state),
         }
+    }
+
+    /// It was never born. The I/O thread holds it too, and with it our ends of its pipes.
+    fn forget_child(&self, child: TaskId) {
+        registry().remove(&child);
+        self.node().shard.command(Command::ForgetNode(child));
     }
 
     /// Exec succeeded; or the process is dead, or about to be, which its parent reports.
@@ -559,7 +583,7 @@ impl Served<'_> {
         };
         for Pending { waiter, kind } in pending {
             if let Kind::Fork(child) = kind {
-                registry().remove(&child);
+                self.forget_child(child);
             }
             self.notifier
                 .done(&waiter, 0, &Err(Refusal::Errno(libc::ESRCH)), None);

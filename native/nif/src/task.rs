@@ -17,12 +17,12 @@ use serde_bytes::ByteBuf;
 use stdio_protocol::channel;
 use stdio_protocol::constant::{self, Family};
 use stdio_protocol::message::{
-    Escalation, Exec, Filter, Handler, Program, Redirect, Setting, Step, ToNode,
+    Escalation, Exec, Filter, Handler, Program, Redirect, Setting, Step, Supervise, ToNode,
 };
 use stdio_protocol::value::BadArgument;
 
 use crate::launcher;
-use crate::node::{self, Ends, Kind, Node, Options, Pending, Rejected};
+use crate::node::{self, Ends, Kind, Node, Options, Pending, Rejected, Restriction};
 use crate::notify::{Tag, Waiter};
 use crate::pipe::{Outputs, Stream, Written};
 use crate::reactor::{self, Command, Role};
@@ -110,6 +110,7 @@ fn task_root<'a>(
     env: Env<'a>,
     privilege: Binary<'a>,
     environ: Vec<Binary<'a>>,
+    supervise: Option<SuperviseSpec<'a>>,
     reference: Reference<'a>,
 ) -> Term<'a> {
     let Some(launcher) = launcher::current(&privilege) else {
@@ -130,16 +131,51 @@ fn task_root<'a>(
         .iter()
         .map(|entry| ByteBuf::from(entry.as_slice()))
         .collect();
+    let (supervise, restriction) = supervise.map(split).unzip();
     let pending = Pending {
         waiter: waiter(env, reference),
-        kind: Kind::Root,
+        kind: Kind::Root(restriction),
     };
-    answer(
-        env,
-        handle
-            .node
-            .ask(|sequence| ToNode::Root { sequence, environ }, fds, pending),
-    )
+    let build = |sequence| ToNode::Root {
+        sequence,
+        environ,
+        supervise,
+    };
+    answer(env, handle.node.ask(build, fds, pending))
+}
+
+/// `{title, signaloneof, own filter, children's filter}`
+type SuperviseSpec<'a> = (Binary<'a>, i32, FilterSpec, FilterSpec);
+
+/// What the process is told, and what is to be kept here.
+fn split(spec: SuperviseSpec<'_>) -> (Supervise, Box<Restriction>) {
+    let (title, signal_one_of, own, children) = spec;
+    let (own, children) = (Filter::from(own), Filter::from(children));
+    let restriction = Restriction {
+        own: own.clone(),
+        children: children.clone(),
+        signal_one_of: Some(signal_one_of),
+    };
+    let supervise = Supervise {
+        title: ByteBuf::from(title.as_slice()),
+        signal_one_of,
+        own,
+        children,
+    };
+    (supervise, Box::new(restriction))
+}
+
+/// Makes a supervisor of it. The answer is `{:done, 0, :ok | error}`.
+#[rustler::nif]
+fn task_supervise<'a>(
+    env: Env<'a>,
+    task: Task,
+    spec: SuperviseSpec<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    let (supervise, restriction) = split(spec);
+    let kind = Kind::Restrict(restriction);
+    set(env, &task, Setting::Supervise(supervise), kind, reference)
 }
 
 /// A child that serves requests. The answer is `{:ok, task}` or `{:done, 0, error}`.
@@ -225,14 +261,42 @@ enum ProgramSpec<'a> {
     Descriptor(i32, Vec<Binary<'a>>, Vec<Binary<'a>>),
 }
 
-/// The answer is `{:done, 0, :ok | error}`.
-#[rustler::nif(schedule = "DirtyIo")]
+/// The steps as of `task_batch`, then the program. The answer is `{:done, steps done, result}`: `:ok`
+/// if it runs, and an error after all steps is the program's.
+#[rustler::nif]
 fn task_exec<'a>(
     env: Env<'a>,
     task: Task,
+    steps: Vec<StepSpec<'a>>,
     program: ProgramSpec<'a>,
     reference: Reference<'a>,
 ) -> Term<'a> {
+    exec(env, &task, &steps, program, reference)
+}
+
+/// The same for arguments and environments that take a while to copy.
+#[rustler::nif(schedule = "DirtyIo")]
+fn task_exec_large<'a>(
+    env: Env<'a>,
+    task: Task,
+    steps: Vec<StepSpec<'a>>,
+    program: ProgramSpec<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    exec(env, &task, &steps, program, reference)
+}
+
+fn exec<'a>(
+    env: Env<'a>,
+    task: &Task,
+    steps: &[StepSpec<'a>],
+    program: ProgramSpec<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    let steps = match decode_steps(env, steps) {
+        Ok(steps) => steps,
+        Err(bad) => return bad_step(env, bad),
+    };
     let bytes = |binary: &Binary<'_>| ByteBuf::from(binary.as_slice());
     let list = |list: &[Binary<'_>]| list.iter().map(bytes).collect::<Vec<_>>();
     let mut fds = Vec::new();
@@ -285,7 +349,11 @@ fn task_exec<'a>(
         waiter: waiter(env, reference),
         kind: Kind::Exec,
     };
-    let build = |sequence| ToNode::Exec { sequence, program };
+    let build = |sequence| ToNode::Exec {
+        sequence,
+        steps,
+        program,
+    };
     answer(env, task.node.ask(build, fds, pending))
 }
 
@@ -316,7 +384,11 @@ fn task_filter<'a>(
     reference: Reference<'a>,
 ) -> Term<'a> {
     let (own, children) = (Filter::from(own), Filter::from(children));
-    let kind = Kind::Filter(own.clone(), children.clone());
+    let kind = Kind::Restrict(Box::new(Restriction {
+        own: own.clone(),
+        children: children.clone(),
+        signal_one_of: None,
+    }));
     set(
         env,
         &task,

@@ -72,6 +72,7 @@ pub enum ToNode {
     Root {
         sequence: Sequence,
         environ: Vec<ByteBuf>,
+        supervise: Option<Supervise>,
     },
     /// A child that serves requests too. Descriptors: its control socket, stdin, stdout, stderr.
     /// `clone` holds CLONE_NEW* flags.
@@ -85,8 +86,10 @@ pub enum ToNode {
         sequence: Sequence,
         steps: Vec<Step>,
     },
+    /// The steps as in `Batch`; if all go well, the program.
     Exec {
         sequence: Sequence,
+        steps: Vec<Step>,
         program: Program,
     },
     Set {
@@ -143,7 +146,10 @@ pub struct Redirect {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Setting {
     /// Restrict what this process, and its later children, may be asked for.
-    Filter { own: Filter, children: Filter },
+    Filter {
+        own: Filter,
+        children: Filter,
+    },
     /// `None` asks only.
     Sigaction {
         signal: i32,
@@ -154,6 +160,17 @@ pub enum Setting {
     Forward,
     /// What the children's groups are sent when the control socket ends.
     SignalOneOf(i32),
+    Supervise(Supervise),
+}
+
+/// All that makes a supervisor of a process, in this order: a subreaper, `Forward`, its title and
+/// name, `SignalOneOf`, `Filter`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Supervise {
+    pub title: ByteBuf,
+    pub signal_one_of: i32,
+    pub own: Filter,
+    pub children: Filter,
 }
 
 /// Names of calls.

@@ -19,8 +19,8 @@ use stdio_protocol::codec::{decode, encode};
 use stdio_protocol::constant::{lookup, Family};
 use stdio_protocol::message::{
     Escalation, Exec, Exit, Filter, FromLauncher, FromNode, FromRoot, FromTask, Handler,
-    Namespaces, Plan, Program, Redirect, Refusal, Setting, Stage, Start, Step, ToLauncher, ToNode,
-    ToRoot, Usage,
+    Namespaces, Plan, Program, Redirect, Refusal, Setting, Stage, Start, Step, Supervise,
+    ToLauncher, ToNode, ToRoot, Usage,
 };
 use stdio_protocol::value::{BadArgument, Limit, Prio, Signal, Value};
 
@@ -296,6 +296,17 @@ fn handler() -> impl Strategy<Value = Handler> {
     ]
 }
 
+fn supervise() -> impl Strategy<Value = Supervise> {
+    (bytes(), any::<i32>(), filter(), filter()).prop_map(|(title, signal_one_of, own, children)| {
+        Supervise {
+            title,
+            signal_one_of,
+            own,
+            children,
+        }
+    })
+}
+
 fn setting() -> impl Strategy<Value = Setting> {
     prop_oneof![
         (filter(), filter()).prop_map(|(own, children)| Setting::Filter { own, children }),
@@ -303,6 +314,7 @@ fn setting() -> impl Strategy<Value = Setting> {
             .prop_map(|(signal, handler)| Setting::Sigaction { signal, handler }),
         Just(Setting::Forward),
         any::<i32>().prop_map(Setting::SignalOneOf),
+        supervise().prop_map(Setting::Supervise),
     ]
 }
 
@@ -328,8 +340,13 @@ fn program() -> impl Strategy<Value = Program> {
 
 fn to_node() -> impl Strategy<Value = ToNode> {
     prop_oneof![
-        (any::<u64>(), vec(bytes(), 0..6))
-            .prop_map(|(sequence, environ)| ToNode::Root { sequence, environ }),
+        (any::<u64>(), vec(bytes(), 0..6), option::of(supervise())).prop_map(
+            |(sequence, environ, supervise)| ToNode::Root {
+                sequence,
+                environ,
+                supervise,
+            }
+        ),
         any::<[u64; 3]>().prop_map(|[sequence, task, clone]| ToNode::Fork {
             sequence,
             task,
@@ -337,8 +354,13 @@ fn to_node() -> impl Strategy<Value = ToNode> {
         }),
         (any::<u64>(), vec(step(), 0..6))
             .prop_map(|(sequence, steps)| ToNode::Batch { sequence, steps }),
-        (any::<u64>(), program())
-            .prop_map(|(sequence, program)| ToNode::Exec { sequence, program }),
+        (any::<u64>(), vec(step(), 0..6), program()).prop_map(|(sequence, steps, program)| {
+            ToNode::Exec {
+                sequence,
+                steps,
+                program,
+            }
+        }),
         (any::<u64>(), setting()).prop_map(|(sequence, setting)| ToNode::Set { sequence, setting }),
         any::<u64>().prop_map(|task| ToNode::Kill { task }),
         (any::<u64>(), any::<i32>()).prop_map(|(task, signal)| ToNode::Terminate { task, signal }),

@@ -24,8 +24,8 @@ use serde_bytes::ByteBuf;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
 use stdio_protocol::filter::CallFilter;
 use stdio_protocol::message::{
-    Exec, Filter, FromNode, Handler, Program, Redirect, Refusal, Sequence, Setting, Step, TaskId,
-    ToNode, ToRoot,
+    Exec, Filter, FromNode, Handler, Program, Redirect, Refusal, Sequence, Setting, Step,
+    Supervise, TaskId, ToNode, ToRoot,
 };
 use stdio_protocol::value::Value;
 
@@ -124,6 +124,13 @@ pub fn serve_root(inherited: Inherited, first: ToNode, fds: Vec<OwnedFd>) -> ! {
     node.serve(first, fds)
 }
 
+/// Of some steps.
+struct Outcome {
+    done: u32,
+    state: Option<Value>,
+    result: Result<Value, Refusal>,
+}
+
 /// Why a node stops serving.
 enum Stop {
     /// Its owner, the BEAM or the launcher is gone.
@@ -202,14 +209,22 @@ impl Node {
 
     fn handle(&mut self, message: ToNode, fds: Vec<OwnedFd>) -> Result<(), Stop> {
         match message {
-            ToNode::Root { sequence, environ } => self.become_root(sequence, environ, fds)?,
+            ToNode::Root {
+                sequence,
+                environ,
+                supervise,
+            } => self.become_root(sequence, environ, supervise, fds)?,
             ToNode::Fork {
                 sequence,
                 task,
                 clone,
             } => self.fork(sequence, task, clone, fds)?,
             ToNode::Batch { sequence, steps } => self.batch(sequence, &steps),
-            ToNode::Exec { sequence, program } => self.exec(sequence, program, fds.first()),
+            ToNode::Exec {
+                sequence,
+                steps,
+                program,
+            } => self.exec(sequence, &steps, program, fds.first()),
             ToNode::Set { sequence, setting } => self.set(sequence, setting),
             ToNode::Kill { task } => self.kill_child(task),
             ToNode::Terminate { task, signal } => self.terminate_child(task, signal),
@@ -229,6 +244,7 @@ impl Node {
         &mut self,
         sequence: Sequence,
         environ: Vec<ByteBuf>,
+        supervise: Option<Supervise>,
         fds: Vec<OwnedFd>,
     ) -> Result<(), Stop> {
         let Ok([stdin, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else {
@@ -243,7 +259,8 @@ impl Node {
         self.context.environ = environ.into_iter().map(ByteBuf::into_vec).collect();
         self.protect();
         let pid = Value::Int(i128::from(getpid().as_raw()));
-        self.done(sequence, 0, Ok(pid));
+        let supervised = supervise.map_or(Ok(()), |supervise| self.supervise(supervise));
+        self.done(sequence, 0, supervised.map(|()| pid));
         Ok(())
     }
 
@@ -329,6 +346,20 @@ impl Node {
     }
 
     fn batch(&mut self, sequence: Sequence, steps: &[Step]) {
+        let Outcome {
+            done,
+            state,
+            result,
+        } = self.steps(steps);
+        self.tell(&FromNode::Done {
+            sequence,
+            steps: done,
+            result,
+            state,
+        });
+    }
+
+    fn steps(&mut self, steps: &[Step]) -> Outcome {
         let ok = || Value::Atom("ok".to_owned());
         let mut state = None;
         let mut stopped = None;
@@ -360,27 +391,46 @@ impl Node {
             Some(value) => Value::Tuple(vec![ok(), value.clone()]),
         };
         let result = stopped.unwrap_or_else(|| Ok(last()));
-        self.tell(&FromNode::Done {
-            sequence,
-            steps: done,
-            result,
+        Outcome {
+            done,
             state,
-        });
+            result,
+        }
     }
 
-    /// Returns only if it fails: the process is the program then.
-    fn exec(&mut self, sequence: Sequence, program: Program, null: Option<&OwnedFd>) {
+    /// Returns only if it fails: the process is the program then. A failure after all steps is
+    /// that of the program.
+    fn exec(
+        &mut self,
+        sequence: Sequence,
+        steps: &[Step],
+        program: Program,
+        null: Option<&OwnedFd>,
+    ) {
+        let Outcome {
+            done,
+            state,
+            result,
+        } = self.steps(steps);
+        if usize::try_from(done) != Ok(steps.len()) {
+            return self.tell(&FromNode::Done {
+                sequence,
+                steps: done,
+                result,
+                state,
+            });
+        }
         let name = match &program {
             Program::Path { .. } => "execve",
             Program::Search { .. } => "execvp",
             Program::Descriptor { .. } => "fexecve",
         };
         if !self.own_filter.allows(name) {
-            return self.done(sequence, 0, Err(Refusal::Undefined));
+            return self.done(sequence, done, Err(Refusal::Undefined));
         }
         // The children's parent must go on serving their ends.
         if !self.children.is_empty() {
-            return self.done(sequence, 0, Err(Refusal::Errno(libc::EACCES)));
+            return self.done(sequence, done, Err(Refusal::Errno(libc::EACCES)));
         }
         self.flush();
         let Err(errno) = self.try_exec(sequence, program, null);
@@ -388,7 +438,7 @@ impl Node {
         let _ = self.reported().thread_set_mask();
         let root = matches!(self.place, Place::Root { .. });
         let _ = nix::sys::prctl::set_child_subreaper(root);
-        self.done(sequence, 0, Err(Refusal::Errno(errno as i32)));
+        self.done(sequence, done, Err(Refusal::Errno(errno as i32)));
     }
 
     fn try_exec(
@@ -448,8 +498,32 @@ impl Node {
                 self.signal_one_of = signal;
                 Ok(Value::Atom("ok".to_owned()))
             }
+            Setting::Supervise(supervise) => self
+                .supervise(supervise)
+                .map(|()| Value::Atom("ok".to_owned())),
         };
         self.done(sequence, 0, result);
+    }
+
+    /// As these calls one by one would.
+    fn supervise(&mut self, supervise: Supervise) -> Result<(), Refusal> {
+        let needed = ["prctl", "sigaction", "setproctitle", "setopt", "filter"];
+        if !needed.iter().all(|name| self.own_filter.allows(name)) {
+            return Err(Refusal::Undefined);
+        }
+        let Supervise {
+            title,
+            signal_one_of,
+            own,
+            children,
+        } = supervise;
+        nix::sys::prctl::set_child_subreaper(true)
+            .and_then(|()| self.forward_all())
+            .and_then(|_| sys::set_title_and_name(&title))
+            .map_err(|errno| Refusal::Errno(errno as i32))?;
+        self.signal_one_of = signal_one_of;
+        self.filter(&own, &children);
+        Ok(())
     }
 
     fn filter(&mut self, own: &Filter, children: &Filter) {

@@ -1,8 +1,12 @@
 //! What ps(1) shows as a process's command line: the memory that execve(2) filled with arguments
 //! and environment.
 
+use std::ffi::CString;
 use std::ptr;
 use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use nix::sys::prctl;
 
 struct Area {
     start: usize,
@@ -39,6 +43,15 @@ pub fn set_title(title: &[u8]) {
         let place = ptr::with_exposed_provenance_mut::<u8>(area.start);
         ptr::copy_nonoverlapping(content.as_ptr(), place, content.len());
     }
+}
+
+/// The title, and of the thread as much as fits. PR_SET_NAME, prctl(2)
+pub fn set_title_and_name(title: &[u8]) -> Result<(), Errno> {
+    // TASK_COMM_LEN is 16, with the NUL.
+    const NAME_MAX: usize = 15;
+    set_title(title);
+    let name = &title[..title.len().min(NAME_MAX)];
+    prctl::set_name(&CString::new(name).map_err(|_| Errno::EINVAL)?)
 }
 
 /// Fields 48-51 of /proc/self/stat: arg_start, arg_end, env_start, env_end. proc_pid_stat(5)
