@@ -129,14 +129,14 @@ defmodule Stdio.StreamHelpersTest do
 
   describe "ratelimit/3" do
     test "exactly limit elements in the first window and in each later one" do
-      stream = paced(1..15, [6, 11], 220)
-      assert stream |> ratelimit(3, 200) |> Enum.to_list() == [1, 2, 3, 6, 7, 8, 11, 12, 13]
+      stream = paced(1..15, [6, 11], 1100)
+      assert stream |> ratelimit(3, 1000) |> Enum.to_list() == [1, 2, 3, 6, 7, 8, 11, 12, 13]
     end
 
     test "a window starts with its first element, not at a multiple of ms" do
-      # 2 comes at 400 ms, in a window that lasts until 700; 3 at 650 is in it.
-      stream = paced([1, 2, 3, 4], [2], 400) |> paced([3], 250)
-      assert stream |> ratelimit(1, 300) |> Enum.to_list() == [1, 2]
+      # 2 comes at 2100 ms, in a window that lasts until 3600; 3 at 3150 is in it.
+      stream = paced([1, 2, 3, 4], [2], 2100) |> paced([3], 1050)
+      assert stream |> ratelimit(1, 1500) |> Enum.to_list() == [1, 2]
     end
 
     test "the first window starts with the enumeration, not with the call or the first element" do
@@ -171,13 +171,13 @@ defmodule Stdio.StreamHelpersTest do
 
     test "the reducer gets the number of the element and the window's start" do
       before = System.monotonic_time(:millisecond)
-      [{1, first}, {2, second}, {3, third}] = windows(paced(1..3, [3], 220), 2, 200)
+      [{1, first}, {2, second}, {3, third}] = windows(paced(1..3, [3], 1100), 2, 1000)
 
-      assert %{limit: 2, ms: 200, count: 1, t: t} = first
+      assert %{limit: 2, ms: 1000, count: 1, t: t} = first
       assert t >= before
       assert second == %{first | count: 2}
-      assert %{limit: 2, ms: 200, count: 1} = third
-      assert third.t >= t + 220
+      assert %{limit: 2, ms: 1000, count: 1} = third
+      assert third.t >= t + 1100
     end
 
     test "numbers go on beyond the limit" do
