@@ -81,6 +81,31 @@ defmodule Bench.Contenders do
     end
   end
 
+  def isolated_true(name, measure) do
+    behaviour = %{container: Stdio.Container, rootless: Stdio.Rootless}[name]
+    root = Path.join(System.tmp_dir!(), "stdio-bench-#{System.pid()}")
+    Application.put_env(:stdio, :path, root)
+    Stdio.Container.make_chroot_tree!()
+
+    try do
+      measure.(fn ->
+        [exit_status: 0] = Stdio.stream!(["/bin/true"], behaviour) |> Enum.to_list()
+      end)
+    after
+      File.rm_rf!(root)
+    end
+  end
+
+  def task_calls(measure) do
+    {:ok, task} = Stdio.Task.fork()
+
+    try do
+      measure.(fn -> Stdio.Task.getpid(task) end)
+    after
+      Stdio.Task.stop(task)
+    end
+  end
+
   def port_true do
     port = open(["/bin/true"])
 
@@ -547,6 +572,9 @@ defmodule Bench.Scenarios do
       one_by_one(size),
       on_shared_supervisor(size),
       concurrent_spawners(size),
+      isolated(:container, 1.25, 1.0, size),
+      isolated(:rootless, 1.5, 1.2, size),
+      task_call(size),
       stdout(size),
       cat("cat_64k", 65_536, size.(256 * @mib, 64 * @mib), size,
         target: [{:at_least, 1.0, :port}],
@@ -601,6 +629,50 @@ defmodule Bench.Scenarios do
         stdio: fn -> [stdio_shared(&each(n, &1))] end,
         floor: fn -> [floor(["spawn", n], "median_ns") / 1000] end
       }
+    }
+  end
+
+  # Its floor is another program that does the same: bubblewrap.
+  defp isolated(name, target, goal, size) do
+    n = size.(60, 30)
+    metric = "#{name}"
+
+    %{
+      name: metric,
+      about:
+        "/bin/true in Stdio.#{String.capitalize(metric)}; floor: posix_spawn of " <>
+          "bwrap --unshare-all --ro-bind / / /bin/true",
+      rounds: size.(7, 3),
+      needs: [{Stdio.Container, :make_chroot_tree!, 0}],
+      programs: ["bwrap" | if(name == :container, do: [:root], else: [])],
+      metrics: [
+        metric(metric, "µs",
+          target: [{:at_most, target, :floor}],
+          goal: [{:at_most, goal, :floor}]
+        )
+      ],
+      run: %{
+        stdio: fn -> [isolated_true(name, &each(n, &1))] end,
+        floor: fn ->
+          bwrap =
+            ["--", System.find_executable("bwrap")] ++ ~w(--unshare-all --ro-bind / / /bin/true)
+
+          [floor(["spawn", n, 1 | bwrap], "median_ns") / 1000]
+        end
+      }
+    }
+  end
+
+  defp task_call(size) do
+    n = size.(2000, 500)
+
+    %{
+      name: "task_call",
+      about: "Stdio.Task.getpid/1, #{n} a round, the median",
+      rounds: size.(7, 3),
+      needs: [{Stdio.Task, :getpid, 1}],
+      metrics: [metric("task_call", "µs", target: [{:at_most, 50, :absolute}])],
+      run: %{stdio: fn -> [task_calls(&each(n, &1))] end}
     }
   end
 
@@ -854,9 +926,11 @@ defmodule Bench do
   # A scenario of a function that does not exist (yet) is left out, and says so.
   defp missing(scenario) do
     missing =
-      for {module, function, arity} <- Map.get(scenario, :needs, []),
-          not (Code.ensure_loaded?(module) and function_exported?(module, function, arity)),
-          do: "#{inspect(module)}.#{function}/#{arity}"
+      for(
+        {module, function, arity} <- Map.get(scenario, :needs, []),
+        not (Code.ensure_loaded?(module) and function_exported?(module, function, arity)),
+        do: "#{inspect(module)}.#{function}/#{arity}"
+      ) ++ for(program <- Map.get(scenario, :programs, []), not here?(program), do: "#{program}")
 
     if missing != [] do
       IO.puts("#{scenario.name}: left out, there is no #{Enum.join(missing, ", ")}")
@@ -864,6 +938,9 @@ defmodule Bench do
 
     missing
   end
+
+  defp here?(:root), do: File.stat!("/proc/self").uid == 0
+  defp here?(program), do: System.find_executable(program) != nil
 
   # A B C A B C …: whatever disturbs the machine for a while disturbs all of them.
   defp measure(scenario, contenders) do
