@@ -39,9 +39,8 @@ fn in_child(test: impl FnOnce(&mut Task)) {
                 unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) };
             }));
             let mut task = Task(Context {
-                parent: None,
-                environ: Vec::new(),
                 protected: vec![fd],
+                ..Context::default()
             });
             let passed = catch_unwind(AssertUnwindSafe(|| test(&mut task))).is_ok();
             crate::sys::exit(i32::from(!passed));
@@ -239,6 +238,8 @@ fn limits_and_priority() {
         task.fails("setrlimit", [nofile(), more], Errno::EPERM);
         let reversed = limit(200, 100);
         task.fails("setrlimit", [nofile(), reversed], Errno::EINVAL);
+        // 0, 1 and 2 are in use; the pipe of this test is not a descriptor of the task's.
+        task.fails("setrlimit", [nofile(), limit(2, 200)], Errno::EINVAL);
         task.fails("getrlimit", [int(-1)], Errno::EINVAL);
         task.fails("getrlimit", [int(16)], Errno::EINVAL);
         let process = || atom("prio_process");
