@@ -24,6 +24,17 @@ defmodule Stdio.BehaviourEndTest do
       assert messages() == []
     end
 
+    test "the terminal element comes, whatever its options" do
+      supervisor = root!()
+      assert Task.setopt(supervisor, :exit_status, 0)
+      assert Task.setopt(supervisor, :termsig, 0)
+      assert {:ok, supervisor} = Stdio.supervise(supervisor, :noshutdown)
+      phases = Stdio.with_supervisor(Stdio.Process, supervisor)
+      assert run("exit 4", phases) == [exit_status: 4]
+      assert run("kill -9 $$", phases) == [termsig: :sigkill]
+      assert Task.stop(supervisor.init) == :ok
+    end
+
     test "both ends of a pipe at once" do
       {supervisor, phases} = shared!()
 
@@ -155,6 +166,28 @@ defmodule Stdio.BehaviourEndTest do
   end
 
   describe "onexit" do
+    test "that raises: the exception is the consumer's, once all has ended", %{mark: mark} do
+      command = ["/bin/sh", "-c", "sleep 1000 & echo a", mark]
+      {supervisor, phases} = shared!()
+      raising = fn _ -> fn _ -> raise "oops" end end
+
+      for behaviour <- [[onexit: raising], Keyword.put(phases, :onexit, raising)] do
+        {ms, _} =
+          timed(fn -> assert_raise RuntimeError, "oops", fn -> run(command, behaviour) end end)
+
+        assert ms < 5000
+
+        assert_raise RuntimeError, "oops", fn ->
+          Enum.take(Stdio.stream!(["/usr/bin/yes", mark], behaviour), 1)
+        end
+
+        assert messages() == []
+      end
+
+      assert Task.stop(supervisor.init) == :ok
+      assert Proc.wait_until(fn -> Proc.gone?(mark) end, 5000)
+    end
+
     test "gets the tree, once, before the terminal element" do
       me = self()
 
@@ -204,8 +237,7 @@ defmodule Stdio.BehaviourEndTest do
 
     test "a signal to the supervisor is forwarded" do
       # `sleep` gets it too, and of its end the shell would tell.
-      line =
-        "trap 'exit 9' HUP; kill -HUP $PPID; while :; do (trap '' HUP; exec sleep 0.1); done"
+      line = "trap 'exit 9' HUP; kill -HUP $PPID; while :; do (trap '' HUP; exec sleep 0.1); done"
 
       uid = beam_uid()
       assert run(line, Plain, uid: uid, gid: uid) == [exit_status: 9]

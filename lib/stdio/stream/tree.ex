@@ -11,6 +11,7 @@ defmodule Stdio.Stream.Tree do
   #      :noshutdown supervisor, which others share), then its pipes are read to their end, then
   #      comes the terminal element, then atexit.
   #   3. Messages of the pipeline's tasks are this stream's; all of them are gone at its end.
+  #   4. What a callback raises at the end goes to the consumer, after everything was ended.
 
   alias Stdio.{AtExit, Command, Config, Native, Op, ProcessTree, StreamError}
   alias Stdio.Stream.Feeder
@@ -84,6 +85,10 @@ defmodule Stdio.Stream.Tree do
       {:error, reason} ->
         Op.undo(task, onerror)
         raise_error(run, "subprocess", reason)
+
+      {:raised, kind, payload, stacktrace} ->
+        Op.undo(task, onerror)
+        :erlang.raise(kind, payload, stacktrace)
     end
   end
 
@@ -103,6 +108,11 @@ defmodule Stdio.Stream.Tree do
        Config.get(config, :stdin), Config.get(config, :stderr)}
 
     Stdio.Task.__exec__(task, program)
+  catch
+    # An op has turned the task into a program already.
+    :error, %ErlangError{original: :eacces} -> {:error, :eacces}
+    # An op has filtered it.
+    kind, payload -> {:raised, kind, payload, __STACKTRACE__}
   end
 
   defp feed(%{input: nil} = run), do: run
@@ -156,6 +166,7 @@ defmodule Stdio.Stream.Tree do
     tree = %ProcessTree{supervisor: supervisor, pipeline: pipeline}
     running? = phases.onexit.(run.config).(tree)
     if running?, do: await_others(pipeline, run.task)
+  after
     if supervisor.atexit != :noshutdown, do: reap(supervisor)
     Native.task_release(run.task.ref)
   end
@@ -177,8 +188,12 @@ defmodule Stdio.Stream.Tree do
   defp stop(run) do
     Feeder.stop(run.feeder, run.ref)
     unless run.ended, do: terminate(run)
-    AtExit.run(run.supervisor, run.pipeline)
-    flush_all(run)
+  after
+    try do
+      AtExit.run(run.supervisor, run.pipeline)
+    after
+      flush_all(run)
+    end
   end
 
   defp terminate(%{task: task, config: config} = run) do
@@ -195,8 +210,11 @@ defmodule Stdio.Stream.Tree do
         drop(run, timeout)
 
       {^ref, :ended} ->
-        end_tree(run)
-        drop(run, timeout)
+        try do
+          end_tree(run)
+        after
+          drop(run, timeout)
+        end
 
       {terminal, ^task, _} when terminal in [:exit_status, :termsig] ->
         :ok

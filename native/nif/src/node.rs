@@ -130,6 +130,8 @@ pub struct Inner {
     ownerless: bool,
     /// A stream's: told of the end before the pipes are read to theirs, which it then asks for.
     pub hold: Option<Tag>,
+    /// It has been held: somebody waits for the terminal event, whatever the parent's options say.
+    pub awaited: bool,
     pub max_chunk: usize,
     /// From exec on.
     pub deadline: Option<(Duration, Escalation)>,
@@ -214,6 +216,7 @@ impl Node {
                 muted: Vec::new(),
                 ownerless: false,
                 hold: None,
+                awaited: false,
                 max_chunk: MAX_CHUNK,
                 deadline: None,
                 grace: None,
@@ -709,14 +712,16 @@ impl Served<'_> {
         let options = parent
             .as_ref()
             .map_or_else(Options::default, |parent| parent.node.lock().options);
-        let (exit, listener, stoppers) = {
+        let (exit, listener, stoppers, awaited) = {
             let mut inner = node.lock();
             inner.outputs.close();
             inner.dead = true;
             let listener = inner.listener();
-            (inner.exit, listener, std::mem::take(&mut inner.stoppers))
+            let stoppers = std::mem::take(&mut inner.stoppers);
+            (inner.exit, listener, stoppers, inner.awaited)
         };
         let wanted = match exit {
+            Some(_) if awaited => true,
             Some(Exit::Status(_)) => options.exit_status != 0,
             Some(Exit::Signal(_)) => options.termsig != 0,
             None => false,

@@ -401,6 +401,7 @@ fn mute(task: &Task, pid: LocalPid) {
 fn task_hold<'a>(task: Task, reference: Reference<'a>, max_chunk: usize) -> Atom {
     let mut inner = task.node.lock();
     inner.hold = Some(Tag::new(reference));
+    inner.awaited = true;
     inner.max_chunk = max_chunk;
     atoms::ok()
 }

@@ -56,8 +56,7 @@ defmodule Stdio.Syscall.WalkTest do
     test "SIGKILL gives up on what cannot be killed" do
       procfs = FakeProcfs.new(%{1 => 0, 2 => 1})
 
-      {us, {{:error, :etimedout}, pids}} =
-        :timer.tc(fn -> reap(1, 9, procfs, within: 300) end)
+      {us, {{:error, :etimedout}, pids}} = :timer.tc(fn -> reap(1, 9, procfs, within: 300) end)
 
       assert us >= 300_000
       assert Enum.uniq(pids) == [2]
