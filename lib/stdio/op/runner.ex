@@ -116,13 +116,17 @@ defmodule Stdio.Op.Runner do
   defp continue(call, outcome, levels, context), do: failed(call, outcome, levels, context)
 
   defp failed(call, outcome, [{[_ | ops], state} | outer], {task, _builtin}) do
-    op = {call.module, call.fun, Call.args(call, task, state)}
+    made = {call.module, call.fun, Call.args(call, task, state)}
     levels = [{ops, state} | outer]
 
-    case outcome do
-      {:value, {:error, reason}} -> {:error, OpError.failed(reason, op, remaining(levels))}
-      other -> error(other, op, levels)
-    end
+    {:error, error} =
+      case outcome do
+        {:value, {:error, reason}} -> {:error, OpError.failed(reason, made, remaining(levels))}
+        other -> error(other, made, levels)
+      end
+
+    # The message shows the call as it was made, the field the op as its author wrote it.
+    {:error, %{error | op: {call.module, call.fun, call.args}}}
   end
 
   defp error({:value, value}, op, levels),
