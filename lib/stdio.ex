@@ -179,6 +179,10 @@ defmodule Stdio do
   def reap(%Stdio.ProcessTree{} = tree, os_pid, signal),
     do: Stdio.Syscall.os().reap(tree, os_pid, signal)
 
+  @doc "The application's `priv` directory: where the helper is, and by default the root tree."
+  @spec __basedir__() :: Path.t()
+  def __basedir__, do: Application.app_dir(:stdio, "priv")
+
   # The shipped Stdio.Process, unmodified, travels as one plan.
   @plan [
     task: &Stdio.Process.task/1,

@@ -72,7 +72,7 @@ defmodule Stdio.ContainerDataTest do
 
   test "ops: the order of the contract, without Elixir in it", %{path: path} do
     for behaviour <- [Container, Stdio.Rootless] do
-      ops = behaviour.ops(fstab: ["opt", "/srv"], cd: "/tmp", uid: 0)
+      ops = behaviour.ops(fstab: ["opt", "/srv"], cd: "/tmp", uid: 0, priority: 0)
       assert {:bind_in, [path, path, "/", [:ms_bind, :ms_rdonly, :ms_nosuid]]} in ops
       names = Enum.dedup(Enum.map(ops, &elem(&1, 0)))
 
@@ -87,6 +87,7 @@ defmodule Stdio.ContainerDataTest do
       refute Enum.any?(ops, &match?({module, _, args} when is_atom(args) or module == Elixir, &1))
     end
 
+    refute :setpriority in Enum.map(Container.ops([]), &elem(&1, 0))
     refute :limit_capabilities in Enum.map(Container.ops(uid: 0, setuid: true), &elem(&1, 0))
     refute :no_new_privs in Enum.map(Container.ops(setuid: true), &elem(&1, 0))
   end
