@@ -64,6 +64,24 @@ defmodule Stdio.TaskTest do
       assert Task.fork(root) == {:error, :eagain}
     end
 
+    test "limits of the application" do
+      Application.put_env(:stdio, :maxchild, 1)
+      Application.put_env(:stdio, :maxforkdepth, 2)
+
+      on_exit(fn ->
+        Application.delete_env(:stdio, :maxchild)
+        Application.delete_env(:stdio, :maxforkdepth)
+      end)
+
+      root = root!()
+      assert Task.getopt(root, :maxchild) == 1
+      child = fork!(root)
+      assert Task.fork(root) == {:error, :eagain}
+      assert Task.getopt(child, :maxforkdepth) == 2
+      assert Task.fork(fork!(child)) == {:error, :eagain}
+      assert Task.stop(root) == :ok
+    end
+
     test "over maxforkdepth", %{root: root} do
       assert Task.getopt(root, :maxforkdepth) == 128
       refute Task.setopt(root, :maxforkdepth, 256)
@@ -321,6 +339,27 @@ defmodule Stdio.TaskTest do
       assert Task.cmd(root, ["echo", "a b"]) == "a b\n"
       assert Task.cmd(root, ["/nonexistent"]) == {:error, :enoent}
       assert byte_size(Task.sh(root, "head -c 300000 /dev/zero")) == 300_000
+      assert Task.cpid(root) == []
+      assert messages() == []
+    end
+
+    test "whatever the options of the task", %{root: root} do
+      assert Task.setopt(root, :flowcontrol, 1)
+      assert Task.setopt(root, :exit_status, 0)
+      assert Task.setopt(root, :termsig, 0)
+      assert byte_size(Task.sh(root, "head -c 1000000 /dev/zero")) == 1_000_000
+      assert Task.sh(root, "echo a; kill -9 $$") == "a\n"
+      assert messages() == []
+    end
+
+    test "what is refused leaves no child", %{root: root} do
+      for argv <- [[], [1], "true", ["a" | "b"], ["a\0"]] do
+        assert_raise ArgumentError, fn -> Task.cmd(root, argv) end
+      end
+
+      assert Task.cmd(root, ["/nonexistent"]) == {:error, :enoent}
+      assert Task.filter(root, [], [:execvp]) == :ok
+      assert_raise UndefinedFunctionError, fn -> Task.cmd(root, ["true"]) end
       assert Task.cpid(root) == []
       assert messages() == []
     end
