@@ -242,7 +242,7 @@ pub fn execve_descriptor(fd: RawFd, argv: &Vector, env: &Vector) -> Result<Infal
     Err(Errno::last())
 }
 
-/// Marks everything above 2 close-on-exec. close_range(2), Linux 5.11
+/// Marks everything above 2 close-on-exec. close_range(2), Linux 5.11; before that one by one.
 pub fn keep_only_standard_descriptors_at_exec() {
     // SAFETY: changes flags only.
     let result = unsafe {
@@ -252,8 +252,19 @@ pub fn keep_only_standard_descriptors_at_exec() {
             c_int::try_from(libc::CLOSE_RANGE_CLOEXEC).unwrap_or(4),
         )
     };
-    if result == -1 {
-        die("close_range", Errno::last());
+    match Errno::result(result) {
+        Ok(_) => {}
+        Err(Errno::EINVAL) => mark_descriptors(),
+        Err(errno) => die("close_range", errno),
+    }
+}
+
+fn mark_descriptors() {
+    for fd in descriptors(3).into_iter().filter(|fd| *fd > 2) {
+        // SAFETY: changes a flag of an open number.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+            die("fcntl", Errno::last());
+        }
     }
 }
 
@@ -310,28 +321,33 @@ pub fn setrlimit(resource: i32, limit: Limit) -> Result<(), Errno> {
     Errno::result(unsafe { libc::setrlimit(resource, &limit) }).map(drop)
 }
 
-/// Whether a descriptor numbered `first` or above is open, `except` those. Without a /proc the first
-/// 65536 of them are tried: the kernel hands out the lowest number that is free.
+/// Whether a descriptor numbered `first` or above is open, `except` those.
 pub fn uses_descriptors_from(first: u64, except: &[RawFd]) -> bool {
-    let counts =
-        |fd: &RawFd| u64::try_from(*fd).is_ok_and(|fd| fd >= first) && !except.contains(fd);
+    descriptors(first)
+        .into_iter()
+        .any(|fd| u64::try_from(fd).is_ok_and(|fd| fd >= first) && !except.contains(&fd))
+}
+
+/// The open descriptors. Without a /proc: 65536 of them from `first` on, as the kernel hands out the
+/// lowest number that is free.
+fn descriptors(first: u64) -> Vec<RawFd> {
     let listed: Option<Vec<RawFd>> = std::fs::read_dir("/proc/self/fd").ok().map(|directory| {
         let names = directory.filter_map(Result::ok);
         names
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
             .collect()
     });
-    let listed = listed.unwrap_or_else(|| {
+    let mut listed = listed.unwrap_or_else(|| {
         (first..=first.saturating_add(0xFFFF))
             .map_while(|fd| RawFd::try_from(fd).ok())
             .collect()
     });
     // The list's own is closed by now.
-    let open = |fd: RawFd| {
+    listed.retain(|fd| {
         // SAFETY: reads a flag of a number, open or not.
-        unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
-    };
-    listed.into_iter().any(|fd| counts(&fd) && open(fd))
+        unsafe { libc::fcntl(*fd, libc::F_GETFD) != -1 }
+    });
+    listed
 }
 
 /// pidfd_open(2), Linux 5.3
