@@ -124,6 +124,8 @@ defmodule Stdio do
   """
   @spec supervisor(atexit, Stdio.Task.filter(), keyword) :: {:ok, t} | {:error, posix}
   def supervisor(atexit \\ :shutdown, filter \\ @supervisor_filter, opts \\ []) do
+    atexit!(atexit)
+
     case Keyword.get(opts, :containment, :auto) do
       containment when containment in [:auto, :best_effort] ->
         with {:ok, task} <- Stdio.Task.fork(), do: supervised(task, atexit, filter)
@@ -138,6 +140,11 @@ defmodule Stdio do
       Stdio.Task.stop(task)
       error
     end
+  rescue
+    # A filter that is none.
+    error ->
+      Stdio.Task.stop(task)
+      reraise error, __STACKTRACE__
   end
 
   @doc """
@@ -149,6 +156,7 @@ defmodule Stdio do
   """
   @spec supervise(Stdio.Task.t(), atexit, Stdio.Task.filter()) :: {:ok, t} | {:error, posix}
   def supervise(task, atexit \\ :shutdown, filter \\ @supervisor_filter) do
+    atexit!(atexit)
     syscall = Stdio.Syscall.os()
 
     with :ok <- syscall.subreaper(task),
@@ -162,6 +170,15 @@ defmodule Stdio do
       false -> {:error, :esrch}
       {:error, reason} -> {:error, reason}
     end
+  end
+
+  defp atexit!(atexit) when atexit in [:shutdown, :noreap, :noshutdown], do: :ok
+  defp atexit!(atexit) when is_function(atexit, 3), do: :ok
+
+  defp atexit!(atexit) do
+    raise ArgumentError,
+          "invalid atexit #{inspect(atexit)}; allowed: :shutdown, :noshutdown, :noreap or a " <>
+            "function of three arguments"
   end
 
   @doc """

@@ -3,6 +3,7 @@ defmodule Stdio.TaskTest do
   use Stdio.Test.StreamCase
   import Stdio.Test.Tasks
   alias Stdio.Task
+  alias Stdio.Test.Fault
 
   setup do
     %{root: root!()}
@@ -51,6 +52,19 @@ defmodule Stdio.TaskTest do
       assert Task.stop(root) == :ok
       assert Enum.map(tasks, &Task.pidof/1) == List.duplicate(:noproc, 10)
       assert messages() == []
+    end
+
+    test "that fails leaves no descriptor", %{root: root} do
+      fds = fn -> length(File.ls!("/proc/self/fd")) end
+      before = fds.()
+
+      for _ <- 1..20 do
+        assert Task.clone(root, 0x100) == {:error, :einval}
+      end
+
+      # At once, not after the deadline of a process that does not answer.
+      assert Proc.wait_until(fn -> fds.() <= before end, 1000)
+      assert Task.cpid(root) == []
     end
 
     test "over maxchild", %{root: root} do
@@ -200,6 +214,13 @@ defmodule Stdio.TaskTest do
   end
 
   describe "exit" do
+    test "twice: it is dead", %{root: root} do
+      task = fork!(root)
+      assert Task.exit(task, 0) == :ok
+      assert Task.getpid(task) == {:error, :esrch}
+      assert Task.exit(task, 0) == {:error, :esrch}
+    end
+
     test "with the lowest eight bits", %{root: root} do
       task = fork!(root)
       assert Task.exit(task, 259) == :ok
@@ -231,6 +252,17 @@ defmodule Stdio.TaskTest do
       assert Task.cpid(root) == []
       assert messages() == []
     end
+  end
+
+  test "a supervisor of what is none: nothing is left" do
+    helpers = fn -> length(Fault.supervisors(Fault.launcher())) end
+    before = helpers.()
+
+    for {atexit, filter} <- [{:nothing, []}, {fn _ -> :ok end, []}, {:shutdown, :fork}] do
+      assert_raise ArgumentError, fn -> Stdio.supervisor(atexit, filter) end
+    end
+
+    assert Proc.wait_until(fn -> helpers.() == before end)
   end
 
   describe "stop" do

@@ -59,6 +59,12 @@ pub fn forget(id: TaskId) {
     registry().remove(&id);
 }
 
+/// A child that was asked for and will not be: its descriptors go with it.
+fn unborn(parent: &Node, child: TaskId) {
+    forget(child);
+    parent.shard.command(Command::ForgetNode(child));
+}
+
 /// What `setopt` and `getopt` know, inherited at fork. The NIF keeps them; `signaloneof` is told to
 /// the helper too.
 #[derive(Debug, Clone, Copy)]
@@ -333,6 +339,11 @@ impl Inner {
         !self.dead && self.exit.is_none()
     }
 
+    /// Of one that has not executed.
+    pub fn serves(&self) -> bool {
+        self.control.is_some()
+    }
+
     /// Who gets output and the terminal event.
     fn listener(&self) -> Option<LocalPid> {
         let listener = match &self.receiver {
@@ -478,7 +489,7 @@ impl Served<'_> {
         match (kind, result) {
             (Kind::Fork(child), _) => {
                 node.lock().children.retain(|task| *task != child);
-                registry().remove(&child);
+                unborn(&node, child);
                 self.notifier.done(&waiter, steps, result, state);
             }
             (Kind::Root, Ok(Value::Int(pid))) => {
@@ -525,7 +536,7 @@ impl Served<'_> {
         };
         for Pending { waiter, kind } in pending {
             if let Kind::Fork(child) = kind {
-                registry().remove(&child);
+                unborn(self.node(), child);
             }
             self.notifier
                 .done(&waiter, 0, &Err(Refusal::Errno(libc::ESRCH)), None);

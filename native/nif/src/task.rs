@@ -362,6 +362,8 @@ fn task_exit<'a>(env: Env<'a>, task: Task, status: u8) -> Term<'a> {
         match (inner.is_alive(), inner.execed, inner.children.is_empty()) {
             (false, ..) => Some(Rejected::Dead),
             (_, true, _) => Some(Rejected::Execed),
+            // It has ended; how, its parent is about to tell.
+            _ if !inner.serves() => Some(Rejected::Dead),
             (_, _, false) => Some(Rejected::Errno(Errno::EACCES)),
             _ => None,
         }
