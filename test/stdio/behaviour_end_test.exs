@@ -75,7 +75,8 @@ defmodule Stdio.BehaviourEndTest do
       {supervisor, phases} = shared!()
       line = "exec >/dev/null 2>&1; setsid sh -c 'sleep 1000; :' #{mark} & exit 0"
       assert run(line, phases) == [exit_status: 0]
-      assert [left] = Proc.wait_until(fn -> match?([_], Proc.find(mark)) && Proc.find(mark) end)
+      left = Proc.wait_until(fn -> with [pid] <- Proc.find(mark), do: pid, else: (_ -> nil) end)
+      assert is_integer(left)
       tree = %ProcessTree{supervisor: supervisor}
       assert Stdio.reap(tree, :sigwinch) == :ok
       assert Proc.alive?(left)
