@@ -7,8 +7,15 @@ defmodule Stdio.ResultsTest do
 
   @directories ~w(bin sbin usr lib lib64 opt tmp home proc dev)
 
-  defp run(command, behaviour, config \\ []),
-    do: Enum.to_list(Stdio.stream!(command, behaviour, config))
+  # A program may write a line in parts: chunks of one stream that follow one another are joined.
+  defp run(command, behaviour, config \\ []) do
+    command
+    |> Stdio.stream!(behaviour, config)
+    |> Enum.chunk_by(&elem(&1, 0))
+    |> Enum.map(fn [{kind, _} | _] = part ->
+      if kind in [:stdout, :stderr], do: {kind, output(part, kind)}, else: hd(part)
+    end)
+  end
 
   # A root tree for the application, as make_chroot_tree! makes it.
   defp tree(_) do
