@@ -198,6 +198,16 @@ defmodule Stdio.BehaviourStreamTest do
       assert messages() == []
     end
 
+    test "the death of the process before exec: as of one that is started in one step" do
+      # /dev/null comes as a descriptor, for which there is no number left.
+      limit = {:setrlimit, [:rlimit_nofile, %{cur: 5, max: 5}]}
+      behaviour = failing(ops: fn _ -> [limit] end)
+      error = assert_raise StreamError, fn -> run("true", behaviour, stdin: :null) end
+      assert %{action: "subprocess", reason: :eagain, hint: "The process died" <> _} = error
+      assert [_] = onerrors()
+      assert messages() == []
+    end
+
     test "an op's message names the call" do
       behaviour = failing(ops: fn _ -> [{:chdir, ["/nonexistent"]}, {:setsid, []}] end)
       error = assert_raise OpError, fn -> run("true", behaviour) end

@@ -24,6 +24,9 @@ defmodule Stdio.Stream.Tree do
   # ms that a pipeline's other tasks have to end, once onexit has seen to it.
   @exit_deadline 10_000
 
+  @died "The process died while it was set up. Look at the limits among its ops, and at who else " <>
+          "may kill processes of its user."
+
   @enforce_keys [:command, :normal, :config, :phases]
   defstruct [
     :command,
@@ -82,6 +85,11 @@ defmodule Stdio.Stream.Tree do
       :ok ->
         run
 
+      # No errno of execve(2): nobody is there to make the call.
+      {:error, :esrch} ->
+        Op.undo(task, onerror)
+        raise_error(run, "subprocess", :eagain, @died)
+
       {:error, reason} ->
         Op.undo(task, onerror)
         raise_error(run, "subprocess", reason)
@@ -122,9 +130,10 @@ defmodule Stdio.Stream.Tree do
     %{run | feeder: Feeder.start(enum, sink, run.ref)}
   end
 
-  @spec raise_error(%__MODULE__{}, String.t(), term) :: no_return
-  defp raise_error(run, action, reason),
-    do: raise(StreamError, action: action, reason: reason, command: run.command)
+  @spec raise_error(%__MODULE__{}, String.t(), term, String.t() | nil) :: no_return
+  defp raise_error(run, action, reason, hint \\ nil) do
+    raise StreamError, action: action, reason: reason, command: run.command, hint: hint
+  end
 
   defp next(%{ended: true} = run), do: {:halt, run}
 
