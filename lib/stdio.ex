@@ -132,6 +132,8 @@ defmodule Stdio do
   """
   @spec supervisor(atexit, Stdio.Task.filter(), keyword) :: {:ok, t} | {:error, posix}
   def supervisor(atexit \\ :shutdown, filter \\ @supervisor_filter, opts \\ []) do
+    atexit!(atexit)
+
     with {:ok, containment} <- own_containment(opts) do
       case {containment, Stdio.Syscall.os()} do
         {:pid_namespace, _} -> supervised(&contained/1, atexit, filter)
@@ -148,16 +150,23 @@ defmodule Stdio do
   end
 
   defp supervised(place, atexit, filter) do
-    with {:ok, root} <- Stdio.Task.fork() do
-      with {:ok, task} <- place.(root),
-           {:ok, supervisor} <- supervise(task, atexit, filter) do
-        {:ok, supervisor}
-      else
-        error ->
-          Stdio.Task.stop(root)
-          error
-      end
+    with {:ok, root} <- Stdio.Task.fork(), do: supervised(root, place, atexit, filter)
+  end
+
+  defp supervised(root, place, atexit, filter) do
+    with {:ok, task} <- place.(root),
+         {:ok, supervisor} <- supervise(task, atexit, filter) do
+      {:ok, supervisor}
+    else
+      error ->
+        Stdio.Task.stop(root)
+        error
     end
+  rescue
+    # A filter that is none.
+    error ->
+      Stdio.Task.stop(root)
+      reraise error, __STACKTRACE__
   end
 
   defp own_containment(opts) do
@@ -211,6 +220,8 @@ defmodule Stdio do
   """
   @spec supervise(Stdio.Task.t(), atexit, Stdio.Task.filter()) :: {:ok, t} | {:error, posix}
   def supervise(task, atexit \\ :shutdown, filter \\ @supervisor_filter) do
+    atexit!(atexit)
+
     with :ok <- supervise_by(Stdio.Syscall.os(), task, filter),
          do: {:ok, %Stdio{init: task, atexit: atexit}}
   end
@@ -230,6 +241,15 @@ defmodule Stdio do
       false -> {:error, :esrch}
       {:error, _} = error -> error
     end
+  end
+
+  defp atexit!(atexit) when atexit in [:shutdown, :noreap, :noshutdown], do: :ok
+  defp atexit!(atexit) when is_function(atexit, 3), do: :ok
+
+  defp atexit!(atexit) do
+    raise ArgumentError,
+          "invalid atexit #{inspect(atexit)}; allowed: :shutdown, :noshutdown, :noreap or a " <>
+            "function of three arguments"
   end
 
   @doc """
@@ -277,6 +297,10 @@ defmodule Stdio do
   @spec reap(Stdio.ProcessTree.t(), pos_integer, Stdio.Signal.t()) :: :ok | {:error, posix}
   def reap(%Stdio.ProcessTree{} = tree, os_pid, signal),
     do: Stdio.Syscall.os().reap(tree, os_pid, signal)
+
+  @doc "The application's `priv` directory: where the helper is, and by default the root tree."
+  @spec __basedir__() :: Path.t()
+  def __basedir__, do: Application.app_dir(:stdio, "priv")
 
   # The shipped Stdio.Process, unmodified, travels as one plan.
   @plan [

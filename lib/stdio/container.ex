@@ -62,7 +62,7 @@ defmodule Stdio.Container do
 
   | ops | what |
   |---|---|
-  | `setsid`, `sethostname`, `setpriority` | |
+  | `setsid`, `sethostname`, `setpriority` if `:priority` is given | |
   | `mount` | no mount from here on is seen outside |
   | `bind_in` | the root on itself, read-only, nosuid |
   | `bind_in`, one each | `/bin`, `/sbin`, `/usr`, `/lib`, `/lib64` unless absent, `:fstab` in order: read-only |

@@ -95,6 +95,7 @@ defmodule Stdio.Op do
   # and gives the program, which is executed behind the ops, in one message with the last of them.
   @spec exec!(Stdio.t(), [op], fun, fun, (Stdio.pipeline() -> tuple)) ::
           {:ok, Stdio.pipeline()} | {:error, Stdio.posix()}
+  # Raises what it found if an op has filtered the exec.
   def exec!(%Stdio{init: supervisor}, ops, init, onerror, prepare)
       when is_function(init, 1) and is_function(onerror, 1) do
     {pipeline, task} = fork!(init.(supervisor), init)
@@ -110,6 +111,10 @@ defmodule Stdio.Op do
       {:error, reason} ->
         undo(task, onerror)
         {:error, reason}
+
+      {:raised, error} ->
+        undo(task, onerror)
+        raise error
     end
   end
 

@@ -9,7 +9,7 @@ defmodule Stdio.OpError do
   | field | |
   |---|---|
   | `:reason` | see below |
-  | `:op` | `{module, function, args}` of the failed call, `args` as it was called (the task first, or the state and the task); `nil` if there was none |
+  | `:op` | `{module, function, args}` of the failed op, `args` as they stand in it (without the task); `nil` if there was none |
   | `:message` | what happened, the call, and the ops that were not run; ends in a newline |
 
   | case | `:reason` | message | what to do |

@@ -61,7 +61,7 @@ defmodule Stdio.Process do
   | op | from option | source |
   |---|---|---|
   | `setsid` | | setsid(2) |
-  | `setpriority` | `:priority` | setpriority(2) |
+  | `setpriority`, if it is given | `:priority` | setpriority(2) |
   | `chdir` | `:path` or `:cd` | chdir(2) |
   | `setrlimit`, one each | `:rlimit` | setrlimit(2) |
   | `setugid`, nothing unless root | `:uid`, `:gid`, `:groups` | setgroups(2), setresgid(2), setresuid(2) |
@@ -73,7 +73,6 @@ defmodule Stdio.Process do
       iex> Stdio.Process.ops(path: "/tmp", rlimit: [], uid: 1000, setuid: true)
       [
         {:setsid, []},
-        {:setpriority, [:prio_process, 0, 0]},
         {:chdir, ["/tmp"]},
         {:setugid, [1000, 1000, []]},
         {:set_pdeathsig, [9]}
@@ -84,14 +83,20 @@ defmodule Stdio.Process do
   def ops(config) do
     os = Stdio.Syscall.os()
 
-    [
-      {:setsid, []},
-      {:setpriority, [:prio_process, 0, Config.get(config, :priority)]},
-      {:chdir, [directory(config)]}
-    ] ++
+    [{:setsid, []}] ++
+      priority(config) ++
+      [{:chdir, [directory(config)]}] ++
       for({limit, value} <- Config.get(config, :rlimit), do: {:setrlimit, [limit, value]}) ++
       [{:setugid, [Config.uid(config), Config.gid(config), Config.groups(config)]}] ++
       disable_setuid(os, Config.get(config, :setuid)) ++ os.set_pdeathsig()
+  end
+
+  @doc false
+  # Nothing if it was not asked for: who has raised the nice value of the BEAM may not lower it.
+  @spec priority(Config.t()) :: [{:setpriority, [term]}]
+  def priority(config) do
+    for {:ok, value} <- [Keyword.fetch(config, :priority)],
+        do: {:setpriority, [:prio_process, 0, value]}
   end
 
   defp directory(config),

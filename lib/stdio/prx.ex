@@ -20,6 +20,7 @@ if not Code.ensure_loaded?(:prx) or ours?.() do
       args = Macro.generate_arguments(arity, __MODULE__)
 
       @doc "See `Stdio.Task.#{name}/#{arity}`."
+      @spec unquote(name)(unquote_splicing(Enum.map(args, fn _ -> {:term, [], []} end))) :: term
       defdelegate unquote(name)(unquote_splicing(args)), to: Stdio.Task
     end
   end

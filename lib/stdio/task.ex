@@ -48,6 +48,9 @@ defmodule Stdio.Task do
   @enforce_keys [:ref]
   defstruct [:ref]
 
+  defguardp is_proper(list) when length(list) >= 0
+  defguardp is_int32(number) when number in -0x8000_0000..0x7FFF_FFFF
+
   @typedoc "Opaque; two handles of one process are equal. Valid on the node that made it."
   @type t :: %__MODULE__{ref: reference}
   @type os_pid :: pos_integer
@@ -59,8 +62,11 @@ defmodule Stdio.Task do
   @typedoc "Calls that are denied, or all that are allowed; `[]`: as it is."
   @type filter :: [atom] | {:allow | :deny, [atom]}
 
+  @max_chunk 65_536
   # Of a program that runs; after which it is given up on. ms.
   @stop_deadline 15_000
+  # In place of the number of steps: the process died with the exec still to come.
+  @died 0xFFFF_FFFF
 
   ## Life cycle
 
@@ -100,7 +106,7 @@ defmodule Stdio.Task do
 
     case Native.task_root(privilege, Stdio.Config.Environ.inherited(), supervise, ref) do
       :ok ->
-        await_task(ref)
+        with {:ok, task} <- await_task(ref), do: {:ok, limited(task)}
 
       {:error, reason} when reason in [:launcher, :epipe, :econnreset] ->
         case Launcher.ensure(privilege) do
@@ -111,6 +117,15 @@ defmodule Stdio.Task do
       {:error, reason} ->
         {:error, reason}
     end
+  end
+
+  # The application's, which all that is forked from it inherits.
+  defp limited(task) do
+    for name <- [:maxchild, :maxforkdepth],
+        value = Application.get_env(:stdio, name),
+        do: Native.task_setopt(task.ref, Atom.to_string(name), value)
+
+    task
   end
 
   @doc """
@@ -136,6 +151,7 @@ defmodule Stdio.Task do
   """
   @spec fork(t) :: {:ok, t} | {:error, posix}
   def fork(%__MODULE__{} = task), do: new(task, 0, {:fork, [task]})
+  def fork(task), do: wrong!(:fork, [task])
 
   @doc "A child in new namespaces: `:clone_newpid` and its kin, in any letter case. clone(2), Linux"
   @spec clone(t, integer | [const]) :: {:ok, t} | {:error, posix}
@@ -146,9 +162,11 @@ defmodule Stdio.Task do
     end
   end
 
+  def clone(task, flags), do: wrong!(:clone, [task, flags])
+
   defp clone_flags(flags) when is_integer(flags) and flags >= 0, do: {:ok, flags}
 
-  defp clone_flags(flags) when is_list(flags) do
+  defp clone_flags(flags) when is_proper(flags) do
     Enum.reduce_while(flags, {:ok, 0}, fn flag, {:ok, sum} ->
       case clone_flag(flag) do
         number when is_integer(number) -> {:cont, {:ok, Bitwise.bor(sum, number)}}
@@ -193,47 +211,55 @@ defmodule Stdio.Task do
   an empty signal mask and default dispositions, except for signals set to `:sig_ign` on purpose.
   """
   @spec execve(t, [iodata, ...], env) :: :ok | {:error, posix}
-  def execve(task, [path | _] = argv, env), do: execve(task, path, argv, env)
+  def execve(%__MODULE__{} = task, [path | _] = argv, env) do
+    program = {:path, path!(path), texts!(argv), texts!(env)}
+    exec(task, program, {:execve, [task, argv, env]})
+  end
 
-  def execve(_task, argv, _env),
-    do: raise(ArgumentError, "argv must be a non-empty list, not #{inspect(argv)}")
+  def execve(task, argv, env), do: wrong!(:execve, [task, argv, env])
 
   @doc "As `execve/3`, with the path apart: `argv`'s head is what the program sees as its name."
   @spec execve(t, iodata, [iodata], env) :: :ok | {:error, posix}
   def execve(%__MODULE__{} = task, path, argv, env) do
-    program = {:path, text!(path), texts!(argv), texts!(env)}
+    program = {:path, path!(path), texts!(argv), texts!(env)}
     exec(task, program, {:execve, [task, path, argv, env]})
   end
+
+  def execve(task, path, argv, env), do: wrong!(:execve, [task, path, argv, env])
 
   @doc """
   As `execve/4`, with `file` looked up along PATH of the task's environment, which is also the
   program's. execvp(3)
   """
   @spec execvp(t, [iodata, ...]) :: :ok | {:error, posix}
-  def execvp(task, [file | _] = argv), do: execvp(task, file, argv)
+  def execvp(%__MODULE__{} = task, [file | _] = argv),
+    do: exec(task, {:search, text!(file), texts!(argv)}, {:execvp, [task, argv]})
 
-  def execvp(_task, argv),
-    do: raise(ArgumentError, "argv must be a non-empty list, not #{inspect(argv)}")
+  def execvp(task, argv), do: wrong!(:execvp, [task, argv])
 
   @doc "As `execvp/2`, with the file apart."
   @spec execvp(t, iodata, [iodata]) :: :ok | {:error, posix}
   def execvp(%__MODULE__{} = task, file, argv),
     do: exec(task, {:search, text!(file), texts!(argv)}, {:execvp, [task, file, argv]})
 
+  def execvp(task, file, argv), do: wrong!(:execvp, [task, file, argv])
+
   @doc """
   Executes what an open descriptor names. It is closed in the program, so a `#!` script cannot be
   run this way. fexecve(3), Linux and FreeBSD
   """
   @spec fexecve(t, non_neg_integer, [iodata], env) :: :ok | {:error, posix}
-  def fexecve(%__MODULE__{} = task, fd, argv, env) when is_integer(fd) do
+  def fexecve(%__MODULE__{} = task, fd, argv, env) when is_int32(fd) do
     exec(task, {:descriptor, fd, texts!(argv), texts!(env)}, {:fexecve, [task, fd, argv, env]})
   end
 
+  def fexecve(task, fd, argv, env), do: wrong!(:fexecve, [task, fd, argv, env])
+
   @doc false
-  # The exec of a stream, with which the last steps of its ops travel. As __batch__/2; `{:exec, result}` once all
-  # of them went well.
+  # The exec of a stream, with which the last steps of its ops travel. As __batch__/2; `{:exec, result}`
+  # once all of them went well. `:raised`: an op has filtered it.
   @spec __exec__(t, [{atom, [term], [posix], boolean}], tuple) ::
-          {:exec, :ok | {:error, posix}}
+          {:exec, :ok | {:error, posix} | {:raised, Exception.t()}}
           | {:ok, non_neg_integer, :same | {:state, term}}
           | {:stop, non_neg_integer, term, :same | {:state, term}}
   def __exec__(%__MODULE__{} = task, calls, program) do
@@ -244,18 +270,34 @@ defmodule Stdio.Task do
       :ok ->
         receive do
           {^ref, {:done, _, :ok, :same}} -> {:exec, :ok}
-          {^ref, {:done, ^size, result, _state}} -> {:exec, result(result, {:execve, [task]})}
+          {^ref, {:done, @died, error, :same}} -> {:exec, error}
+          {^ref, {:done, ^size, result, _state}} -> {:exec, exec_result(result)}
           {^ref, {:done, done, :undef, state}} -> {:ok, done, state}
           {^ref, {:done, done, result, state}} -> {:stop, done, result, state}
         end
 
+      result when calls == [] ->
+        {:exec, exec_result(result)}
+
       {:error, {:step, _, _}} ->
         __batch__(task, calls)
 
-      other ->
-        {:exec, result(other, {:execve, [task]})}
+      # Made by itself, each of them raises.
+      {:error, :execed} ->
+        {:ok, 0, :same}
+
+      {:error, reason} ->
+        {:stop, 0, {:error, reason}, :same}
     end
   end
+
+  # An op has turned the task into a program already.
+  defp exec_result({:error, :execed}), do: {:error, :eacces}
+
+  defp exec_result(:undef),
+    do: {:raised, %UndefinedFunctionError{module: __MODULE__, function: :execve, arity: 4}}
+
+  defp exec_result(result), do: result
 
   @doc false
   # SIGKILL to all that is below the task, until nothing is.
@@ -292,7 +334,14 @@ defmodule Stdio.Task do
     end
   end
 
-  defp texts!(list) when is_list(list), do: Enum.map(list, &text!/1)
+  defp path!(path) do
+    case text!(path) do
+      "" -> raise ArgumentError, "an empty path: #{inspect(path)}"
+      path -> path
+    end
+  end
+
+  defp texts!(list) when is_proper(list), do: Enum.map(list, &text!/1)
   defp texts!(other), do: raise(ArgumentError, "not a list: #{inspect(other)}")
 
   @doc """
@@ -305,6 +354,8 @@ defmodule Stdio.Task do
     allowed!(task, {:exit, [task, status]})
     result(Native.task_exit(task.ref, Bitwise.band(status, 255)), {:exit, [task, status]})
   end
+
+  def exit(task, status), do: wrong!(:exit, [task, status])
 
   @doc """
   Ends the process and everything below it with SIGKILL; of a root, its whole tree.
@@ -324,6 +375,8 @@ defmodule Stdio.Task do
     end
   end
 
+  def stop(task), do: wrong!(:stop, [task])
+
   @doc """
   Hands the task over to another process, which gets all its events from now on.
 
@@ -334,6 +387,7 @@ defmodule Stdio.Task do
     do: Native.task_controlling_process(task.ref, pid)
 
   def controlling_process(%__MODULE__{}, pid) when is_pid(pid), do: {:error, :badarg}
+  def controlling_process(task, pid), do: wrong!(:controlling_process, [task, pid])
 
   @doc "Sends output and the terminal event to `pid`; back to the owner when `pid` dies."
   @spec stdio(t, pid) :: :ok | {:error, :badarg | :esrch}
@@ -341,6 +395,7 @@ defmodule Stdio.Task do
     do: Native.task_stdio(task.ref, pid)
 
   def stdio(%__MODULE__{}, pid) when is_pid(pid), do: {:error, :badarg}
+  def stdio(task, pid), do: wrong!(:stdio, [task, pid])
 
   @doc """
   Writes to the standard input. Returns when all is written or queued (64 KiB at most), and blocks
@@ -364,6 +419,8 @@ defmodule Stdio.Task do
     end
   end
 
+  def stdin(task, data), do: wrong!(:stdin, [task, data])
+
   @doc """
   Closes our end of a standard stream; of `:stdin`, after everything accepted was written.
 
@@ -375,16 +432,20 @@ defmodule Stdio.Task do
   def eof(%__MODULE__{} = task, stream) when stream in [:stdin, :stdout, :stderr],
     do: Native.task_eof(task.ref, stream)
 
-  def eof(%__MODULE__{} = parent, child), do: eof(parent, child, :stdin)
+  def eof(parent, child), do: eof(parent, child, :stdin)
 
   @doc "As `eof/2`, by the parent and the child's task or process id; `{:error, :esrch}`: none such."
   @spec eof(t, t | os_pid, stream) :: :ok | {:error, :ebadf | :esrch}
-  def eof(%__MODULE__{} = parent, child, stream) when stream in [:stdin, :stdout, :stderr] do
+  def eof(%__MODULE__{} = parent, child, stream)
+      when stream in [:stdin, :stdout, :stderr] and
+             (is_struct(child, __MODULE__) or is_int32(child)) do
     case Enum.find(children(parent), &child?(&1, child)) do
       nil -> {:error, :esrch}
       {ref, _map} -> Native.task_eof(ref, stream)
     end
   end
+
+  def eof(parent, child, stream), do: wrong!(:eof, [parent, child, stream])
 
   ## Introspection
 
@@ -396,6 +457,8 @@ defmodule Stdio.Task do
       _ -> :noproc
     end
   end
+
+  def pidof(task), do: wrong!(:pidof, [task])
 
   @doc "The task that forked it; `:noproc` for a root and for a dead task."
   @spec parent(t) :: t | :noproc
@@ -409,6 +472,8 @@ defmodule Stdio.Task do
     end
   end
 
+  def parent(task), do: wrong!(:parent, [task])
+
   @doc "The process ids from the root's child down to it; `[]` for a root and for a dead task."
   @spec pipeline(t) :: [os_pid]
   def pipeline(%__MODULE__{} = task) do
@@ -418,12 +483,16 @@ defmodule Stdio.Task do
     end
   end
 
+  def pipeline(task), do: wrong!(:pipeline, [task])
+
   @doc "Whether it is a program by now; `false` when it is dead."
   @spec execed(t) :: boolean
   def execed(%__MODULE__{} = task) do
     {_pid, _parent, _pipeline, execed, alive} = Native.task_info(task.ref)
     execed and alive
   end
+
+  def execed(task), do: wrong!(:execed, [task])
 
   @doc """
   What it used, with the descendants it waited for, once it has ended; `nil` before. getrusage(2)
@@ -436,6 +505,8 @@ defmodule Stdio.Task do
     end
   end
 
+  def rusage(task), do: wrong!(:rusage, [task])
+
   @doc "Its live children."
   @spec cpid(t) :: [map] | {:error, :esrch}
   def cpid(%__MODULE__{} = task) do
@@ -445,6 +516,8 @@ defmodule Stdio.Task do
       do: {:error, :esrch},
       else: for({_ref, map} <- children(task), do: map)
   end
+
+  def cpid(task), do: wrong!(:cpid, [task])
 
   @doc "One of its live children, by its task or process id; `:error` if it has none such."
   @spec cpid(t, t | os_pid) :: map | :error
@@ -459,6 +532,8 @@ defmodule Stdio.Task do
       {_ref, map} -> map
     end
   end
+
+  def cpid(task, child), do: wrong!(:cpid, [task, child])
 
   defp children(task), do: task.ref |> Native.task_children() |> Enum.map(&child/1)
 
@@ -505,12 +580,16 @@ defmodule Stdio.Task do
     Native.task_setopt(task.ref, name, value)
   end
 
+  def setopt(task, option, value), do: wrong!(:setopt, [task, option, value])
+
   @doc "An option's value; `false` if it is unknown or the task is dead."
   @spec getopt(t, const) :: integer | false
   def getopt(%__MODULE__{} = task, option) when is_atom(option) do
     allowed!(task, {:getopt, [task, option]})
     Native.task_getopt(task.ref, key(option))
   end
+
+  def getopt(task, option), do: wrong!(:getopt, [task, option])
 
   @doc """
   Sets `:flowcontrol` (the credit itself) or `:signaloneof` of a child. `false` for a root, a dead
@@ -524,23 +603,31 @@ defmodule Stdio.Task do
     Native.task_setcpid(child.ref, key(option), value)
   end
 
+  def setcpid(child, option, value), do: wrong!(:setcpid, [child, option, value])
+
   @doc "As `setcpid/3`, by the parent and the child's task, process id or `cpid/2` map."
   @spec setcpid(t, t | os_pid | map, const, integer) :: boolean
-  def setcpid(%__MODULE__{} = parent, child, option, value) do
+  def setcpid(%__MODULE__{} = parent, child, option, value)
+      when is_atom(option) and is_integer(value) do
     case Enum.find(children(parent), &child?(&1, child)) do
       nil -> false
       {ref, _map} -> setcpid(%__MODULE__{ref: ref}, option, value)
     end
   end
 
+  def setcpid(parent, child, option, value),
+    do: wrong!(:setcpid, [parent, child, option, value])
+
   @doc "A value of a child's `cpid/2` map; `false` if there is none."
   @spec getcpid(t, const) :: term
-  def getcpid(%__MODULE__{} = child, key) do
+  def getcpid(%__MODULE__{} = child, key) when is_atom(key) do
     case parent(child) do
       :noproc -> false
       parent -> getcpid(parent, child, key)
     end
   end
+
+  def getcpid(child, key), do: wrong!(:getcpid, [child, key])
 
   @doc "As `getcpid/2`, by the parent."
   @spec getcpid(t, t | os_pid, const) :: term
@@ -553,10 +640,14 @@ defmodule Stdio.Task do
     end
   end
 
+  def getcpid(parent, child, key), do: wrong!(:getcpid, [parent, child, key])
+
   @doc "Adds `n` chunks to the credit; no effect when it is unlimited. `false` for a dead task."
   @spec credit(t, pos_integer) :: boolean
   def credit(%__MODULE__{} = task, n) when is_integer(n) and n >= 1,
     do: Native.task_credit(task.ref, n)
+
+  def credit(task, n), do: wrong!(:credit, [task, n])
 
   defp key(atom), do: atom |> Atom.to_string() |> String.downcase()
 
@@ -589,10 +680,14 @@ defmodule Stdio.Task do
     end
   end
 
-  defp filter_spec([]), do: :unchanged
-  defp filter_spec({:allow, names}), do: {:allow, Enum.map(names, &Atom.to_string/1)}
+  def filter(task, calls, subprocess_calls), do: wrong!(:filter, [task, calls, subprocess_calls])
 
-  defp filter_spec({:deny, names}) do
+  defp filter_spec([]), do: :unchanged
+
+  defp filter_spec({:allow, names}) when is_proper(names),
+    do: {:allow, Enum.map(names, &Atom.to_string/1)}
+
+  defp filter_spec({:deny, names}) when is_proper(names) do
     unknown = Enum.reject(names, &(&1 in filterable()))
 
     if unknown != [] do
@@ -602,7 +697,7 @@ defmodule Stdio.Task do
     {:deny, Enum.map(names, &Atom.to_string/1)}
   end
 
-  defp filter_spec(names) when is_list(names), do: filter_spec({:deny, names})
+  defp filter_spec(names) when is_proper(names), do: filter_spec({:deny, names})
 
   defp filter_spec(other),
     do:
@@ -635,6 +730,8 @@ defmodule Stdio.Task do
       end
     end
   end
+
+  def sigaction(task, signal, handler), do: wrong!(:sigaction, [task, signal, handler])
 
   @doc false
   # The handlers of a supervisor, in one step.
@@ -681,7 +778,12 @@ defmodule Stdio.Task do
   @in_the_beam ~w(pidof parent pipeline execed stdin eof stop credit controlling_process stdio)a ++
                  ~w(rusage cmd sh)a
 
-  defp filterable, do: @by_hand ++ for({name, _, _, _} <- @calls, do: String.to_atom(name))
+  # Of other systems: denied there, a filter for all of them may name them here too.
+  @elsewhere ~w(procctl jail jail_attach jail_remove cap_enter cap_getmode cap_rights_limit)a ++
+               ~w(cap_fcntls_limit cap_fcntls_get cap_ioctls_limit pledge unveil)a
+
+  defp filterable,
+    do: @by_hand ++ @elsewhere ++ for({name, _, _, _} <- @calls, do: String.to_atom(name))
 
   for {name, arguments, optional, doc} <- @calls,
       arity <- (length(arguments) - optional)..length(arguments) do
@@ -695,21 +797,35 @@ defmodule Stdio.Task do
     @spec unquote(function)(t, unquote_splicing(types)) :: term
     def unquote(function)(%__MODULE__{} = task, unquote_splicing(variables)),
       do: request(task, unquote(function), unquote(variables))
+
+    def unquote(function)(task, unquote_splicing(variables)),
+      do: wrong!(unquote(function), [task | unquote(variables)])
   end
 
   @doc "Makes a call by its name; raises UndefinedFunctionError if there is none such."
   @spec call(t, atom, [term]) :: term
-  def call(%__MODULE__{} = task, name, arguments) when is_atom(name) and is_list(arguments) do
+  def call(%__MODULE__{} = task, name, arguments) when is_atom(name) and is_proper(arguments) do
     if name in @by_hand or name in @in_the_beam,
       do: apply(__MODULE__, name, [task | arguments]),
       else: query(task, name, arguments)
   end
 
+  def call(task, name, arguments), do: wrong!(:call, [task, name, arguments])
+
+  # Constants are known in the BEAM, and yet asked of a process that serves calls.
   defp query(task, name, arguments) do
     case Native.query(name, arguments) do
-      {:ok, value} -> value
+      {:ok, value} -> served(task, value)
       {:badarg, _} -> raise ArgumentError, "#{name}: wrong argument in #{inspect(arguments)}"
       :undef -> request(task, name, arguments)
+    end
+  end
+
+  defp served(task, value) do
+    case Native.task_info(task.ref) do
+      {_, _, _, _, false} -> {:error, :esrch}
+      {_, _, _, true, _} -> raise ErlangError, original: :eacces
+      _ -> value
     end
   end
 
@@ -774,6 +890,12 @@ defmodule Stdio.Task do
 
   defp result(result, _call), do: result
 
+  @spec wrong!(atom, [term]) :: no_return
+  defp wrong!(name, arguments) do
+    raise ArgumentError,
+          "wrong type or range: " <> Exception.format_mfa(__MODULE__, name, arguments)
+  end
+
   @spec undefined({atom, [term]}) :: no_return
   defp undefined({name, arguments}) do
     raise UndefinedFunctionError, module: __MODULE__, function: name, arity: length(arguments)
@@ -787,34 +909,59 @@ defmodule Stdio.Task do
   Its status is dropped.
   """
   @spec cmd(t, [iodata, ...]) :: binary | {:error, posix}
-  def cmd(%__MODULE__{} = task, argv) do
-    with {:ok, child} <- fork(task) do
-      case execvp(child, argv) do
-        :ok ->
-          collect(child, [])
+  def cmd(%__MODULE__{} = task, [file | _] = argv) do
+    program = {:search, text!(file), texts!(argv)}
 
-        error ->
-          stop(child)
-          error
+    with {:ok, child} <- fork(task) do
+      ref = make_ref()
+      # Whatever the options of the task: all of its output, and to hear of its end.
+      Native.task_hold(child.ref, ref, @max_chunk)
+      setcpid(child, :flowcontrol, -1)
+
+      try do
+        with :ok <- exec(child, program, {:execvp, [child, argv]}), do: collect(child, ref, [])
+      after
+        stop(child)
+        flush(child, ref)
       end
     end
   end
+
+  def cmd(task, argv), do: wrong!(:cmd, [task, argv])
 
   @doc "As `cmd/2`, of a shell line."
   @spec sh(t, iodata) :: binary | {:error, posix}
   def sh(task, line), do: cmd(task, ["/bin/sh", "-c", line])
 
-  defp collect(child, output) do
+  defp collect(child, ref, output) do
     receive do
       {stream, ^child, chunk} when stream in [:stdout, :stderr] ->
-        collect(child, [output, chunk])
+        collect(child, ref, [output, chunk])
+
+      {^ref, :ended} ->
+        Native.task_release(child.ref)
+        collect(child, ref, output)
 
       {ending, ^child, _} when ending in [:exit_status, :termsig] ->
         IO.iodata_to_binary(output)
     end
   end
 
+  # Of one that ended before it was a program.
+  defp flush(child, ref) do
+    receive do
+      {^ref, :ended} -> flush(child, ref)
+      {_event, ^child, _} -> flush(child, ref)
+      {:signal, ^child, _, _} -> flush(child, ref)
+    after
+      0 -> :ok
+    end
+  end
+
   defimpl Inspect do
+    # The task of a program that was started in one step.
+    def inspect(%{ref: nil}, _opts), do: "#Stdio.Task<dead>"
+
     def inspect(task, _opts) do
       case Native.task_info(task.ref) do
         {nil, _, _, _, _} -> "#Stdio.Task<dead>"

@@ -189,6 +189,9 @@ defmodule Stdio.Faults.LoadTest do
   # 40 BEAM's own, 4 for each program, more while one starts: some do not fit into 256.
   @scarce @together <>
             ~S"""
+            # A BEAM that is not embedded loads its modules late, and needs descriptors for it.
+            Application.load(:stdio)
+            Enum.each(Application.spec(:stdio, :modules), &Code.ensure_loaded/1)
             results = fn tasks -> Task.await_many(tasks, 30_000) end
             tasks = start.(150)
             # Those that got no descriptors are back by now, the others wait.

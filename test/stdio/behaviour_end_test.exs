@@ -24,6 +24,17 @@ defmodule Stdio.BehaviourEndTest do
       assert messages() == []
     end
 
+    test "the terminal element comes, whatever its options" do
+      supervisor = root!()
+      assert Task.setopt(supervisor, :exit_status, 0)
+      assert Task.setopt(supervisor, :termsig, 0)
+      assert {:ok, supervisor} = Stdio.supervise(supervisor, :noshutdown)
+      phases = Stdio.with_supervisor(Stdio.Process, supervisor)
+      assert run("exit 4", phases) == [exit_status: 4]
+      assert run("kill -9 $$", phases) == [termsig: :sigkill]
+      assert Task.stop(supervisor.init) == :ok
+    end
+
     test "both ends of a pipe at once" do
       {supervisor, phases} = shared!()
 
@@ -64,7 +75,8 @@ defmodule Stdio.BehaviourEndTest do
       {supervisor, phases} = shared!()
       line = "exec >/dev/null 2>&1; setsid sh -c 'sleep 1000; :' #{mark} & exit 0"
       assert run(line, phases) == [exit_status: 0]
-      assert [left] = Proc.wait_until(fn -> match?([_], Proc.find(mark)) && Proc.find(mark) end)
+      left = Proc.wait_until(fn -> with [pid] <- Proc.find(mark), do: pid, else: (_ -> nil) end)
+      assert is_integer(left)
       tree = %ProcessTree{supervisor: supervisor}
       assert Stdio.reap(tree, :sigwinch) == :ok
       assert Proc.alive?(left)
@@ -155,6 +167,28 @@ defmodule Stdio.BehaviourEndTest do
   end
 
   describe "onexit" do
+    test "that raises: the exception is the consumer's, once all has ended", %{mark: mark} do
+      command = ["/bin/sh", "-c", "sleep 1000 & echo a", mark]
+      {supervisor, phases} = shared!()
+      raising = fn _ -> fn _ -> raise "oops" end end
+
+      for behaviour <- [[onexit: raising], Keyword.put(phases, :onexit, raising)] do
+        {ms, _} =
+          timed(fn -> assert_raise RuntimeError, "oops", fn -> run(command, behaviour) end end)
+
+        assert ms < 5000
+
+        assert_raise RuntimeError, "oops", fn ->
+          Enum.take(Stdio.stream!(["/usr/bin/yes", mark], behaviour), 1)
+        end
+
+        assert messages() == []
+      end
+
+      assert Task.stop(supervisor.init) == :ok
+      assert Proc.wait_until(fn -> Proc.gone?(mark) end, 5000)
+    end
+
     test "gets the tree, once, before the terminal element" do
       me = self()
 

@@ -185,9 +185,34 @@ defmodule Stdio.BehaviourStreamTest do
       end
     end
 
+    test "an exec that an op has made impossible: onerror once" do
+      execed = failing(ops: fn _ -> [{:execve, [["/bin/sleep", "100"], []]}] end)
+      error = assert_raise StreamError, fn -> run("true", execed) end
+      assert %{action: "subprocess", reason: :eacces} = error
+      assert [_] = onerrors()
+
+      filtered = failing(ops: fn _ -> [{:filter, [[:execve]]}] end)
+      error = assert_raise UndefinedFunctionError, fn -> run("true", filtered) end
+      assert %{module: Task, function: :execve, arity: 4} = error
+      assert [_] = onerrors()
+      assert messages() == []
+    end
+
+    test "the death of the process before exec: as of one that is started in one step" do
+      # /dev/null comes as a descriptor, for which there is no number left.
+      limit = {:setrlimit, [:rlimit_nofile, %{cur: 5, max: 5}]}
+      behaviour = failing(ops: fn _ -> [limit] end)
+      error = assert_raise StreamError, fn -> run("true", behaviour, stdin: :null) end
+      assert %{action: "subprocess", reason: :eagain, hint: "The process died" <> _} = error
+      assert [_] = onerrors()
+      assert messages() == []
+    end
+
     test "an op's message names the call" do
       behaviour = failing(ops: fn _ -> [{:chdir, ["/nonexistent"]}, {:setsid, []}] end)
-      message = Exception.message(assert_raise(OpError, fn -> run("true", behaviour) end))
+      error = assert_raise OpError, fn -> run("true", behaviour) end
+      message = Exception.message(error)
+      assert error.op == {Task, :chdir, ["/nonexistent"]}
       assert message =~ ~r/^operation returned an error: no such file or directory \(enoent\)\n\n/
       assert message =~ ~r/\nStdio\.Task\.chdir\(#Stdio\.Task<\d+.*>, "\/nonexistent"\)\n\n/
       assert message =~ "remaining ops:\n[setsid: []]\n"

@@ -122,7 +122,7 @@ defmodule Stdio.FilterSignalTest do
           Stdio.Op.task!(%Stdio{init: root}, [setsid: [], chdir: ["/"]], init, &Task.stop/1)
         end
 
-      assert %{reason: :badop, op: {Stdio.Task, :chdir, [_, "/"]}} = error
+      assert %{reason: :badop, op: {Stdio.Task, :chdir, ["/"]}} = error
       assert Exception.message(error) =~ "** (UndefinedFunctionError)"
     end
 
@@ -133,6 +133,11 @@ defmodule Stdio.FilterSignalTest do
       assert Task.filter(task, {:allow, [:getpid]}, {:deny, []}) == :ok
       assert is_integer(Task.getpid(task))
     end
+  end
+
+  test "the calls of other systems are known to a filter", %{task: task} do
+    assert Task.filter(task, [:jail, :procctl, :cap_enter, :pledge]) == :ok
+    denied(fn -> Task.call(task, :pledge, ["", ""]) end)
   end
 
   describe "sigaction" do
@@ -236,8 +241,44 @@ defmodule Stdio.FilterSignalTest do
       assert_receive {:signal, ^task, :sigchld, _}, 5000
       assert {:ok, ^pid, 9, [termsig: :sigkill]} = Task.waitpid(task, pid, [])
       assert events(child) == [termsig: :sigkill]
-      assert Task.sigaction(task, :sigchld, :sig_ign) == {:ok, :sig_info}
-      assert Task.sigaction(task, :sigchld, []) == {:ok, :sig_dfl}
+
+      # The end that waitpid saw is the end that is told.
+      child = fork!(task)
+      pid = Task.pidof(child)
+      assert Task.exit(child, 3) == :ok
+      assert {:ok, ^pid, 768, [exit_status: 3]} = Task.waitpid(task, pid, [])
+      assert_receive {:exit_status, ^child, 3}, 1000
+      assert Task.cpid(task) == []
+
+      for handler <- [:sig_ign, :forward] do
+        assert {:ok, _} = Task.sigaction(task, :sigchld, handler)
+        assert Task.sigaction(task, :sigchld, []) == {:ok, :sig_dfl}
+      end
+    end
+
+    test "a child is a fresh task, but for what is ignored", %{root: root} do
+      assert {:ok, _} = Stdio.supervise(root)
+      assert Task.sigaction(root, :sigterm, []) == {:ok, :forward}
+      assert Task.sigaction(root, :sigsegv, []) == {:ok, :sig_dfl}
+      assert {:ok, _} = Task.sigaction(root, :sigusr1, :sig_ign)
+      child = fork!(root)
+      assert Task.sigaction(child, :sigusr1, []) == {:ok, :sig_ign}
+
+      for signal <- [:sigterm, :sigsegv, :sigpipe] do
+        assert Task.sigaction(child, signal, []) == {:ok, :sig_info}
+      end
+    end
+
+    test "a supervisor ignores SIGPIPE, its programs do not", %{root: root} do
+      assert {:ok, _} = Stdio.supervise(root)
+      assert Task.sigaction(root, :sigpipe, []) == {:ok, :sig_ign}
+      assert Proc.kill(Task.pidof(root), "PIPE") == :ok
+      child = fork!(root)
+      assert Task.execve(child, ["/bin/sh", "-c", "kill -PIPE $$; echo alive"], []) == :ok
+      assert events(child) == [termsig: :sigpipe]
+      refute_received {:signal, _, _, _}
+      assert {:ok, :sig_ign} = Task.sigaction(root, :sigpipe, :sig_dfl)
+      assert Task.sigaction(root, :sigpipe, []) == {:ok, :sig_dfl}
     end
   end
 end

@@ -65,8 +65,13 @@ defmodule Stdio.OpTest do
   end
 
   test "a failed op: onerror once, with the last task", %{sh: sh} = context do
+    made = {Stdio.Task, :chdir, [sh, "/nonexistent"]}
+
     assert error(context, [{:chdir, ["/nonexistent"]}, {:setsid, []}]) ==
-             OpError.failed(:enoent, {Stdio.Task, :chdir, [sh, "/nonexistent"]}, setsid: [])
+             %{
+               OpError.failed(:enoent, made, setsid: [])
+               | op: {Stdio.Task, :chdir, ["/nonexistent"]}
+             }
 
     assert onerrors() == [sh]
   end

@@ -4,6 +4,8 @@ defmodule Stdio.OptionsTest do
   # escalation in deadline_test.exs; namespaces in namespace_test.exs.
   use Stdio.Test.StreamCase
 
+  alias Stdio.Test.Peer
+
   @infinity 0xFFFF_FFFF_FFFF_FFFF
 
   # The lines of /proc/PID/limits, by their first words: {soft, hard}.
@@ -120,6 +122,26 @@ defmodule Stdio.OptionsTest do
       own = born_with(mark)["nice"]
       assert own == "0"
       for nice <- [1, 10, 19], do: assert(born_with(mark, priority: nice)["nice"] == "#{nice}")
+    end
+
+    # Without privileges the BEAM cannot lower its own either.
+    test "that of the BEAM is kept", %{mark: mark} do
+      source = ~S'''
+      command = {"/bin/sh", ["sh", "-c", "nice", mark]}
+      whole = [onexit: fn _ -> fn _ -> false end end]
+
+      for behaviour <- [Stdio.Process, whole] do
+        IO.inspect(Enum.to_list(Stdio.stream!(command, behaviour)))
+      end
+      '''
+
+      peer = Peer.start(source, shell: "renice -n 5 $$ >/dev/null", assigns: [mark: mark])
+
+      try do
+        for _ <- 1..2, do: assert(Peer.line(peer) == ~S([stdout: "5\n", exit_status: 0]))
+      after
+        Peer.stop(peer)
+      end
     end
 
     @tag :root

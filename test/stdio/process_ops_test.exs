@@ -9,7 +9,6 @@ defmodule Stdio.ProcessOpsTest do
 
     assert ops([]) == [
              {:setsid, []},
-             {:setpriority, [:prio_process, 0, 0]},
              {:chdir, [File.cwd!()]},
              {:setrlimit, [:rlimit_core, %{cur: 0, max: 0}]},
              {:setugid, [uid, uid, []]},

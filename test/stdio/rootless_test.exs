@@ -11,11 +11,10 @@ defmodule Stdio.RootlessTest do
              run("cut -c1-10 /proc/self/uid_map | tr -d ' '; cat /proc/self/setgroups", context)
   end
 
-  if File.exists?("/usr/bin/pstree") do
-    test "the processes it sees", context do
-      assert %{stdout: "Supervise---sh---pstree\n"} = run("pstree", context)
-      assert %{stdout: "sh---pstree\n"} = run("pstree $$", context)
-    end
+  @tag :pstree
+  test "the processes it sees", context do
+    assert %{stdout: "Supervise---sh---pstree\n"} = run("pstree", context)
+    assert %{stdout: "sh---pstree\n"} = run("pstree $$", context)
   end
 
   test "what it leaves behind is adopted and reaped while it runs", context do

@@ -195,6 +195,11 @@ defmodule Stdio.TaskCallsTest do
       assert Task.write(task, fd, "a") == {:error, :ebadf}
     end
 
+    test "of any amount to write the first 65536 bytes", %{task: task} do
+      assert {:ok, null} = Task.open(task, "/dev/null", [:o_wronly])
+      assert Task.write(task, null, String.duplicate("x", 30_000_000)) == {:ok, 65_536}
+    end
+
     test "at most 65536 bytes at a time", %{task: task} do
       assert {:ok, fd} = Task.open(task, "/dev/zero", [:o_rdonly])
       assert {:ok, zeros} = Task.read(task, fd, 1_000_000)
@@ -249,6 +254,23 @@ defmodule Stdio.TaskCallsTest do
       assert Task.select(task, [0], [], [], []) == {:ok, [0], [], []}
       assert Task.select(task, [], [], [], %{sec: 0, usec: 1}) == {:ok, [], [], []}
     end
+  end
+
+  test "an iolist of any depth", %{task: task} do
+    deep = Enum.reduce(1..10_000, "p", fn _, inner -> [inner] end)
+    assert Task.chdir(task, ["/tm", deep]) == :ok
+    assert Task.getcwd(task) == {:ok, "/tmp"}
+    bad = Enum.reduce(1..10_000, :p, fn _, inner -> [inner] end)
+    assert_raise ArgumentError, fn -> Task.chdir(task, bad) end
+    assert_raise ArgumentError, fn -> Task.setgroups(task, deep) end
+  end
+
+  test "real-time signals by name", %{task: task} do
+    assert Task.call(task, :signal_constant, [:SIGRTMIN]) == 34
+    assert Task.sigaction(task, :sigrtmin, :sig_dfl) == {:ok, :sig_info}
+    pid = Task.pidof(task)
+    assert Task.kill(task, pid, :sigrtmax) == :ok
+    assert_receive {:signal, ^task, :unknown, _}, 5000
   end
 
   test "call: by name, and constants", %{task: task} do

@@ -105,7 +105,7 @@ defmodule Stdio.TaskOwnerTest do
       assert Task.getcpid(cat, :flowcontrol) == -1
       assert Task.stdin(cat, "third\n") == :ok
       assert_receive {:stdout, ^cat, "third\n"}, 5000
-      assert_raise FunctionClauseError, fn -> Task.credit(cat, 0) end
+      assert_raise ArgumentError, fn -> Task.credit(cat, 0) end
     end
 
     test "what is left comes after the end", %{cat: cat} do

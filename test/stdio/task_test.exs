@@ -3,6 +3,7 @@ defmodule Stdio.TaskTest do
   use Stdio.Test.StreamCase
   import Stdio.Test.Tasks
   alias Stdio.Task
+  alias Stdio.Test.Fault
 
   setup do
     %{root: root!()}
@@ -53,6 +54,19 @@ defmodule Stdio.TaskTest do
       assert messages() == []
     end
 
+    test "that fails leaves no descriptor", %{root: root} do
+      fds = fn -> length(File.ls!("/proc/self/fd")) end
+      before = fds.()
+
+      for _ <- 1..20 do
+        assert Task.clone(root, 0x100) == {:error, :einval}
+      end
+
+      # At once, not after the deadline of a process that does not answer.
+      assert Proc.wait_until(fn -> fds.() <= before end, 1000)
+      assert Task.cpid(root) == []
+    end
+
     test "over maxchild", %{root: root} do
       assert Task.setopt(root, :maxchild, 2)
       [first, _second] = [fork!(root), fork!(root)]
@@ -62,6 +76,24 @@ defmodule Stdio.TaskTest do
       assert Task.stop(first) == :ok
       fork!(root)
       assert Task.fork(root) == {:error, :eagain}
+    end
+
+    test "limits of the application" do
+      Application.put_env(:stdio, :maxchild, 1)
+      Application.put_env(:stdio, :maxforkdepth, 2)
+
+      on_exit(fn ->
+        Application.delete_env(:stdio, :maxchild)
+        Application.delete_env(:stdio, :maxforkdepth)
+      end)
+
+      root = root!()
+      assert Task.getopt(root, :maxchild) == 1
+      child = fork!(root)
+      assert Task.fork(root) == {:error, :eagain}
+      assert Task.getopt(child, :maxforkdepth) == 2
+      assert Task.fork(fork!(child)) == {:error, :eagain}
+      assert Task.stop(root) == :ok
     end
 
     test "over maxforkdepth", %{root: root} do
@@ -182,6 +214,13 @@ defmodule Stdio.TaskTest do
   end
 
   describe "exit" do
+    test "twice: it is dead", %{root: root} do
+      task = fork!(root)
+      assert Task.exit(task, 0) == :ok
+      assert Task.getpid(task) == {:error, :esrch}
+      assert Task.exit(task, 0) == {:error, :esrch}
+    end
+
     test "with the lowest eight bits", %{root: root} do
       task = fork!(root)
       assert Task.exit(task, 259) == :ok
@@ -213,6 +252,18 @@ defmodule Stdio.TaskTest do
       assert Task.cpid(root) == []
       assert messages() == []
     end
+  end
+
+  test "a supervisor of what is none: nothing is left" do
+    helpers = fn -> length(Fault.supervisors(Fault.launcher())) end
+    # The root of the set-up, and the spare one.
+    assert Proc.wait_until(fn -> helpers.() == 2 end)
+
+    for {atexit, filter} <- [{:nothing, []}, {fn _ -> :ok end, []}, {:shutdown, :fork}] do
+      assert_raise ArgumentError, fn -> Stdio.supervisor(atexit, filter) end
+    end
+
+    assert Proc.wait_until(fn -> helpers.() == 2 end)
   end
 
   describe "stop" do
@@ -321,6 +372,27 @@ defmodule Stdio.TaskTest do
       assert Task.cmd(root, ["echo", "a b"]) == "a b\n"
       assert Task.cmd(root, ["/nonexistent"]) == {:error, :enoent}
       assert byte_size(Task.sh(root, "head -c 300000 /dev/zero")) == 300_000
+      assert Task.cpid(root) == []
+      assert messages() == []
+    end
+
+    test "whatever the options of the task", %{root: root} do
+      assert Task.setopt(root, :flowcontrol, 1)
+      assert Task.setopt(root, :exit_status, 0)
+      assert Task.setopt(root, :termsig, 0)
+      assert byte_size(Task.sh(root, "head -c 1000000 /dev/zero")) == 1_000_000
+      assert Task.sh(root, "echo a; kill -9 $$") == "a\n"
+      assert messages() == []
+    end
+
+    test "what is refused leaves no child", %{root: root} do
+      for argv <- [[], [1], "true", ["a" | "b"], ["a\0"]] do
+        assert_raise ArgumentError, fn -> Task.cmd(root, argv) end
+      end
+
+      assert Task.cmd(root, ["/nonexistent"]) == {:error, :enoent}
+      assert Task.filter(root, [], [:execvp]) == :ok
+      assert_raise UndefinedFunctionError, fn -> Task.cmd(root, ["true"]) end
       assert Task.cpid(root) == []
       assert messages() == []
     end

@@ -190,7 +190,7 @@ defmodule Stdio.Test.ContainerTests do
         assert error =~ "Read-only file system"
 
         error = assert_raise OpError, fn -> run("true", context, fstab: ["/nonexistent/x"]) end
-        assert %{reason: :enoent, op: {Stdio.Task, :bind_in, [_ | arguments]}} = error
+        assert %{reason: :enoent, op: {Stdio.Task, :bind_in, arguments}} = error
         assert "/nonexistent/x" in arguments
 
         # The root tree has no place for it.
@@ -232,7 +232,7 @@ defmodule Stdio.Test.ContainerTests do
         File.rmdir!(place.("dev"))
         File.ln_s!("/dev", place.("dev"))
         error = assert_raise OpError, fn -> run("true", context) end
-        assert %{reason: :eloop, op: {Stdio.Task, :mount_in, [_, _, "tmpfs", "/dev" | _]}} = error
+        assert %{reason: :eloop, op: {Stdio.Task, :mount_in, [_, "tmpfs", "/dev" | _]}} = error
 
         File.rm!(place.("dev"))
         File.ln_s!("../../../../../../../../opt", place.("dev"))

@@ -121,6 +121,7 @@ defmodule Stdio.Config.Schema do
       key: :priority,
       type: {:integer, -20, 19},
       default: {:value, 0},
+      default_doc: "that of the BEAM, as a rule 0",
       used_by: :all,
       doc: "nice value; less than the BEAM's needs privileges",
       man: ["setpriority(2)"]

@@ -44,12 +44,10 @@ defmodule Stdio.Container.Root do
   @spec default_path() :: binary
   def default_path do
     case Application.get_env(:stdio, :path) do
-      nil -> Path.join(basedir(), "root")
+      nil -> Path.join(Stdio.__basedir__(), "root")
       path -> IO.chardata_to_string(path)
     end
   end
-
-  defp basedir, do: Application.app_dir(:stdio, "priv")
 
   @doc "Session, host name, priority and the new root, up to `:cd`; `home` are options of `/home`."
   @spec ops(Config.t(), module, binary) :: [Stdio.Op.op()]
@@ -58,11 +56,13 @@ defmodule Stdio.Container.Root do
 
     [
       {:setsid, []},
-      {:sethostname, [Config.hostname(config, behaviour)]},
-      {:setpriority, [:prio_process, 0, Config.get(config, :priority)]},
-      {:mount, ["none", "/", "", [:ms_rec, :ms_private], ""]},
-      {:bind_in, [root, root, "/", [:ms_bind, :ms_rdonly, :ms_nosuid]]}
+      {:sethostname, [Config.hostname(config, behaviour)]}
     ] ++
+      Stdio.Process.priority(config) ++
+      [
+        {:mount, ["none", "/", "", [:ms_rec, :ms_private], ""]},
+        {:bind_in, [root, root, "/", [:ms_bind, :ms_rdonly, :ms_nosuid]]}
+      ] ++
       Enum.map(@system, &read_only(root, &1, &1)) ++
       [{:bind_in, [root, "/lib64", "/lib64", [:ms_bind, :ms_rdonly]], ignore: [:enoent]}] ++
       Enum.map(Config.fstab(config), &fstab(root, &1)) ++
@@ -90,7 +90,7 @@ defmodule Stdio.Container.Root do
   defp fstab(root, "/" <> _ = directory), do: read_only(root, directory, directory)
 
   defp fstab(root, directory),
-    do: read_only(root, Path.join(basedir(), directory), "/" <> directory)
+    do: read_only(root, Path.join(Stdio.__basedir__(), directory), "/" <> directory)
 
   # One that the host lacks is left out.
   defp devices(root) do

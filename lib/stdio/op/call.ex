@@ -57,9 +57,12 @@ defmodule Stdio.Op.Call do
 
   defp option([{key, value} | opts], call)
        when (key in [:state, :errexit] and is_boolean(value)) or
-              (key == :ignore and is_proper(value)) or
               (key == :transform and is_function(value, 1)),
        do: option(opts, Map.replace!(call, key, value))
+
+  defp option([{:ignore, errors} | opts], call) when is_proper(errors) do
+    if Enum.all?(errors, &is_atom/1), do: option(opts, %{call | ignore: errors}), else: :error
+  end
 
   defp option(_opts, _call), do: :error
 

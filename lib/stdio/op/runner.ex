@@ -48,7 +48,7 @@ defmodule Stdio.Op.Runner do
   program's.
   """
   @spec exec(Stdio.Task.t(), [Stdio.Op.op()], tuple) ::
-          :ok | {:error, OpError.t() | Stdio.posix()}
+          :ok | {:error, OpError.t() | Stdio.posix()} | {:raised, Exception.t()}
   def exec(task, ops, program), do: levels([{[ops], []}], {task, Stdio.Task, program})
 
   defp levels([], {_task, _builtin, nil}), do: :ok
@@ -143,13 +143,17 @@ defmodule Stdio.Op.Runner do
   defp continue(call, outcome, levels, context), do: failed(call, outcome, levels, context)
 
   defp failed(call, outcome, [{[_ | ops], state} | outer], {task, _builtin, _program}) do
-    op = {call.module, call.fun, Call.args(call, task, state)}
+    made = {call.module, call.fun, Call.args(call, task, state)}
     levels = [{ops, state} | outer]
 
-    case outcome do
-      {:value, {:error, reason}} -> {:error, OpError.failed(reason, op, remaining(levels))}
-      other -> error(other, op, levels)
-    end
+    {:error, error} =
+      case outcome do
+        {:value, {:error, reason}} -> {:error, OpError.failed(reason, made, remaining(levels))}
+        other -> error(other, made, levels)
+      end
+
+    # The message shows the call as it was made, the field the op as its author wrote it.
+    {:error, %{error | op: {call.module, call.fun, call.args}}}
   end
 
   defp error({:value, value}, op, levels),

@@ -154,20 +154,19 @@ defmodule Stdio.Stream.Runner do
 
   @spec spawn_error(%__MODULE__{}, term, list) :: no_return
   defp spawn_error(_run, {:step, index, reason}, ops) do
-    {op, remaining} = op(ops, index)
+    step_error(ops, index, fn {module, fun, args} = made, remaining ->
+      case reason do
+        :enotsup ->
+          OpError.failed(:enotsup, made, remaining)
 
-    case reason do
-      :enotsup ->
-        raise OpError.failed(:enotsup, op, remaining)
+        :undef ->
+          error = %UndefinedFunctionError{module: module, function: fun, arity: length(args)}
+          OpError.raised({:error, error, []}, made, remaining)
 
-      :undef ->
-        {module, fun, args} = op
-        error = %UndefinedFunctionError{module: module, function: fun, arity: length(args)}
-        raise OpError.raised({:error, error, []}, op, remaining)
-
-      {:badarg, _position} ->
-        raise OpError.raised({:error, %ArgumentError{}, []}, op, remaining)
-    end
+        {:badarg, _position} ->
+          OpError.raised({:error, %ArgumentError{}, []}, made, remaining)
+      end
+    end)
   end
 
   # Larger than any message may be, so larger than the kernel would take.
@@ -208,10 +207,8 @@ defmodule Stdio.Stream.Runner do
 
   defp start_error(run, :exec, reason, _ops), do: raise_error(run, "subprocess", reason)
 
-  defp start_error(_run, {:step, index}, reason, ops) do
-    {op, remaining} = op(ops, index)
-    raise OpError.failed(reason, op, remaining)
-  end
+  defp start_error(_run, {:step, index}, reason, ops),
+    do: step_error(ops, index, &OpError.failed(reason, &1, &2))
 
   defp start_error(run, place, reason, _ops) when place in [:fork, :setup] do
     if Config.get(run.config, :containment) == :pid_namespace do
@@ -235,9 +232,14 @@ defmodule Stdio.Stream.Runner do
       "kernel.apparmor_restrict_unprivileged_userns."
   end
 
-  defp op(ops, index) do
+  # As Stdio.Op.Runner has it: the message shows the call, the field `op` what was written. The task
+  # had no handle here, and is dead.
+  @spec step_error(list, non_neg_integer, ({module, atom, list}, list -> OpError.t())) ::
+          no_return
+  defp step_error(ops, index, error) do
     {{fun, args}, remaining} = ops |> Enum.drop(index) |> List.pop_at(0)
-    {{Stdio.Task, fun, args}, remaining}
+    error = error.({Stdio.Task, fun, [%Stdio.Task{ref: nil} | args]}, remaining)
+    raise %{error | op: {Stdio.Task, fun, args}}
   end
 
   @spec raise_error(%__MODULE__{}, String.t(), atom, String.t() | nil) :: no_return

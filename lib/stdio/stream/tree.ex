@@ -11,6 +11,7 @@ defmodule Stdio.Stream.Tree do
   #      :noshutdown supervisor, which others share), then its pipes are read to their end, then
   #      comes the terminal element, then atexit.
   #   3. Messages of the pipeline's tasks are this stream's; all of them are gone at its end.
+  #   4. What a callback raises at the end goes to the consumer, after everything was ended.
 
   alias Stdio.{AtExit, Command, Config, Launcher, Native, Op, ProcessTree, StreamError}
   alias Stdio.Stream.Feeder
@@ -22,6 +23,9 @@ defmodule Stdio.Stream.Tree do
   @stop_deadline 30_000
   # ms that a pipeline's other tasks have to end, once onexit has seen to it.
   @exit_deadline 10_000
+
+  @died "The process died while it was set up. Look at the limits among its ops, and at who else " <>
+          "may kill processes of its user."
 
   @enforce_keys [:command, :normal, :config, :phases]
   defstruct [
@@ -85,6 +89,8 @@ defmodule Stdio.Stream.Tree do
 
     case Op.exec!(run.supervisor, ops, init, onerror, prepare) do
       {:ok, pipeline} -> %{run | pipeline: pipeline, task: List.last(pipeline).task}
+      # No errno of execve(2): nobody is there to make the call.
+      {:error, :esrch} -> raise_error(run, "subprocess", :eagain, @died)
       {:error, reason} -> raise_error(run, "subprocess", reason)
     end
   end
@@ -164,6 +170,7 @@ defmodule Stdio.Stream.Tree do
     tree = %ProcessTree{supervisor: supervisor, pipeline: pipeline}
     running? = phases.onexit.(run.config).(tree)
     if running?, do: await_others(pipeline, run.task)
+  after
     if supervisor.atexit != :noshutdown, do: reap(supervisor)
     Native.task_release(run.task.ref)
   end
@@ -185,8 +192,12 @@ defmodule Stdio.Stream.Tree do
   defp stop(run) do
     Feeder.stop(run.feeder, run.ref)
     unless run.ended, do: terminate(run)
-    AtExit.run(run.supervisor, run.pipeline)
-    flush_all(run)
+  after
+    try do
+      AtExit.run(run.supervisor, run.pipeline)
+    after
+      flush_all(run)
+    end
   end
 
   defp terminate(%{task: task, config: config} = run) do
@@ -203,8 +214,11 @@ defmodule Stdio.Stream.Tree do
         drop(run, timeout)
 
       {^ref, :ended} ->
-        end_tree(run)
-        drop(run, timeout)
+        try do
+          end_tree(run)
+        after
+          drop(run, timeout)
+        end
 
       {terminal, ^task, _} when terminal in [:exit_status, :termsig] ->
         :ok

@@ -60,6 +60,12 @@ pub fn forget(id: TaskId) {
     registry().remove(&id);
 }
 
+/// A child that was asked for and will not be: its descriptors go with it.
+fn unborn(parent: &Node, child: TaskId) {
+    forget(child);
+    parent.shard.command(Command::ForgetNode(child));
+}
+
 /// What `setopt` and `getopt` know, inherited at fork. The NIF keeps them; `signaloneof` is told to
 /// the helper too.
 #[derive(Debug, Clone, Copy)]
@@ -139,6 +145,8 @@ pub struct Inner {
     ownerless: bool,
     /// A stream's: told of the end before the pipes are read to theirs, which it then asks for.
     pub hold: Option<Tag>,
+    /// It has been held: somebody waits for the terminal event, whatever the parent's options say.
+    pub awaited: bool,
     pub max_chunk: usize,
     /// From exec on.
     pub deadline: Option<(Duration, Escalation)>,
@@ -240,6 +248,7 @@ impl Node {
                 muted: Vec::new(),
                 ownerless: false,
                 hold: None,
+                awaited: false,
                 max_chunk: MAX_CHUNK,
                 deadline: None,
                 grace: None,
@@ -369,6 +378,11 @@ impl Inner {
             self.options.signaloneof = i64::from(signal);
             self.options.flowcontrol = 1;
         }
+    }
+
+    /// Of one that has not executed.
+    pub fn serves(&self) -> bool {
+        self.control.is_some()
     }
 
     /// Who gets output and the terminal event.
@@ -520,7 +534,7 @@ impl Served<'_> {
         match (kind, result) {
             (Kind::Fork(child), _) => {
                 node.lock().children.retain(|task| *task != child);
-                self.forget_child(child);
+                unborn(&node, child);
                 self.notifier.done(&waiter, steps, result, state);
             }
             (Kind::Root(restriction), Ok(Value::Int(pid))) => {
@@ -539,12 +553,6 @@ impl Served<'_> {
             }
             _ => self.notifier.done(&waiter, steps, result, state),
         }
-    }
-
-    /// It was never born. The I/O thread holds it too, and with it our ends of its pipes.
-    fn forget_child(&self, child: TaskId) {
-        registry().remove(&child);
-        self.node().shard.command(Command::ForgetNode(child));
     }
 
     /// Exec succeeded; or the process is dead, or about to be, which its parent reports.
@@ -583,10 +591,12 @@ impl Served<'_> {
         };
         for Pending { waiter, kind } in pending {
             if let Kind::Fork(child) = kind {
-                self.forget_child(child);
+                unborn(self.node(), child);
             }
+            // Not to be taken for a step's own error.
+            let steps = if kind == Kind::Exec { u32::MAX } else { 0 };
             self.notifier
-                .done(&waiter, 0, &Err(Refusal::Errno(libc::ESRCH)), None);
+                .done(&waiter, steps, &Err(Refusal::Errno(libc::ESRCH)), None);
         }
     }
 
@@ -784,14 +794,16 @@ impl Served<'_> {
         let options = parent
             .as_ref()
             .map_or_else(Options::default, |parent| parent.node.lock().options);
-        let (exit, listener, stoppers) = {
+        let (exit, listener, stoppers, awaited) = {
             let mut inner = node.lock();
             inner.outputs.close();
             inner.dead = true;
             let listener = inner.listener();
-            (inner.exit, listener, std::mem::take(&mut inner.stoppers))
+            let stoppers = std::mem::take(&mut inner.stoppers);
+            (inner.exit, listener, stoppers, inner.awaited)
         };
         let wanted = match exit {
+            Some(_) if awaited => true,
             Some(Exit::Status(_)) => options.exit_status != 0,
             Some(Exit::Signal(_)) => options.termsig != 0,
             None => false,

@@ -160,9 +160,14 @@ fn decode_arguments(
 /// by appending is deep, and the decoder must not exhaust a scheduler's stack.
 const MAX_DEPTH: usize = 64;
 
-/// An argument; `None` for what no call takes (floats, pids, funs, …).
+/// An argument; `None` for what no call takes (floats, pids, funs, …). A list that is too deep may be
+/// an iolist, which the VM flattens without a stack.
 fn value(term: Term<'_>) -> Option<Value> {
-    value_within(term, MAX_DEPTH)
+    value_within(term, MAX_DEPTH).or_else(|| {
+        let bytes = Binary::from_iolist(term).ok()?;
+        term.is_list()
+            .then(|| Value::Bytes(bytes.as_slice().to_vec()))
+    })
 }
 
 fn value_within(term: Term<'_>, depth: usize) -> Option<Value> {

@@ -488,6 +488,8 @@ fn task_exit<'a>(env: Env<'a>, task: Task, status: u8) -> Term<'a> {
         match (inner.is_alive(), inner.execed, inner.children.is_empty()) {
             (false, ..) => Some(Rejected::Dead),
             (_, true, _) => Some(Rejected::Execed),
+            // It has ended; how, its parent is about to tell.
+            _ if !inner.serves() => Some(Rejected::Dead),
             (_, _, false) => Some(Rejected::Errno(Errno::EACCES)),
             _ => None,
         }
@@ -534,6 +536,7 @@ fn mute(task: &Task, pid: LocalPid) {
 fn task_hold<'a>(task: Task, reference: Reference<'a>, max_chunk: usize) -> Atom {
     let mut inner = task.node.lock();
     inner.hold = Some(Tag::new(reference));
+    inner.awaited = true;
     inner.max_chunk = max_chunk;
     atoms::ok()
 }

@@ -8,8 +8,8 @@
 use crate::value::{
     BadArgument, Capability, CloneFlags, Cstruct, Data, FcntlCommand, FileFlags, FromValue,
     Ignored, IoctlRequest, Limit, Mismatch, MountFlags, Path, PrctlOption, Prio, PtrArg,
-    PtraceRequest, Resource, SeccompFlags, SeccompOperation, Signal, Socket, Text, Timeout, Value,
-    WaitFlags,
+    PtraceRequest, Resource, SeccompFlags, SeccompOperation, Signal, Socket, Text, Timeout,
+    Transfer, Value, WaitFlags,
 };
 
 /// A row of the table, for documentation.
@@ -216,7 +216,7 @@ calls! {
     /// `{:ok, data}` of one read(2) of at most 65536 bytes; none at the end.
     read => Read(fd: i32, count: u64);
     /// `{:ok, n}` of one write(2) of at most 65536 bytes.
-    write => Write(fd: i32, data: Data);
+    write => Write(fd: i32, data: Transfer);
     /// Writes to an existing file with one write(2), which must take all of it.
     write_file => WriteFile(path: Path, data: Data);
     /// Moves the position: 0 from the start, 1 from where it is, 2 from the end. lseek(2)

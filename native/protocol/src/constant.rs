@@ -73,9 +73,13 @@ pub fn name(family: Family, number: i64) -> Option<String> {
         .map(|(name, _)| name.to_ascii_lowercase())
 }
 
-/// A signal as it is reported: `"sigkill"`, and `"unknown"` for real-time ones.
+/// A signal as it is reported: `"sigkill"`, and `"unknown"` for real-time ones, whose meaning is
+/// private to the program.
 pub fn signal_name(number: i32) -> String {
-    name(Family::Signal, number.into()).unwrap_or_else(|| "unknown".to_owned())
+    match number {
+        32.. => "unknown".to_owned(),
+        _ => name(Family::Signal, number.into()).unwrap_or_else(|| "unknown".to_owned()),
+    }
 }
 
 /// The calls that need no task: `X_constant(name)`, `errno_id(number)` and `version()`.
@@ -210,6 +214,10 @@ const SIGNAL_LINUX: Table = &[
     ("SIGPOLL", libc::SIGPOLL as i64),
     ("SIGIOT", libc::SIGABRT as i64),
     ("SIGCLD", libc::SIGCHLD as i64),
+    ("SIGUNUSED", libc::SIGSYS as i64),
+    // The C library keeps 32 and 33 for itself.
+    ("SIGRTMIN", 34),
+    ("SIGRTMAX", 64),
 ];
 
 const FILE: Table = names![

@@ -229,6 +229,25 @@ impl FromValue for Data {
     }
 }
 
+/// Bytes to write: as many as one call moves, the rest is left out before it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer(pub ByteBuf);
+
+impl Transfer {
+    /// A reply then stays near the size of a datagram too.
+    pub const MAX: usize = 65_536;
+}
+
+impl FromValue for Transfer {
+    const SHAPE: &'static str = "data";
+
+    fn from_value(value: Value) -> Result<Self, Mismatch> {
+        let mut bytes = bytes(value)?;
+        bytes.truncate(Self::MAX);
+        Ok(Self(bytes.into()))
+    }
+}
+
 /// An argument that means nothing here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ignored;

@@ -31,7 +31,7 @@ use stdio_protocol::value::Value;
 
 use crate::call::{self, Context};
 use crate::supervisor::Inherited;
-use crate::sys::{self, Fork, Procfs};
+use crate::sys::{self, Ended, Fork, Procfs};
 use crate::{exec, reap, task};
 
 /// Between `signaloneof` and SIGKILL.
@@ -60,6 +60,8 @@ struct Node {
     context: Context,
     children: HashMap<Pid, TaskId>,
     handlers: Handlers,
+    /// A supervisor ignores SIGPIPE without the kernel's help, so that no program inherits it.
+    drops_sigpipe: bool,
     own_filter: CallFilter,
     child_filter: CallFilter,
     signal_one_of: i32,
@@ -85,6 +87,18 @@ impl Handlers {
             .and_then(|signal| self.0.get_mut(signal))
         {
             *slot = handler;
+        }
+    }
+}
+
+impl Handlers {
+    /// Those of a fresh process, but for what is ignored on purpose: the program is to inherit it.
+    fn renew(&mut self) {
+        let fresh = Self::default();
+        for (handler, fresh) in self.0.iter_mut().zip(fresh.0) {
+            if *handler != Handler::Ignore {
+                *handler = fresh;
+            }
         }
     }
 }
@@ -116,6 +130,7 @@ pub fn serve_root(inherited: Inherited, first: ToNode, fds: Vec<OwnedFd>) -> ! {
         context: Context::default(),
         children: HashMap::new(),
         handlers: Handlers::default(),
+        drops_sigpipe: false,
         own_filter: CallFilter::default(),
         child_filter: CallFilter::default(),
         signal_one_of: DEFAULT_SIGNAL_ONE_OF,
@@ -322,6 +337,8 @@ impl Node {
         }
         // The old numbers are closed or taken by now: nothing of the parent's may be dropped.
         std::mem::forget(std::mem::replace(&mut self.control, control));
+        self.handlers.renew();
+        self.drops_sigpipe = false;
         let signals = match crate::sanitize::signal_descriptor_for(&self.reported()) {
             Ok(signals) => signals,
             Err(_) => sys::exit(1),
@@ -384,6 +401,9 @@ impl Node {
                 break;
             }
             done += 1;
+        }
+        for ended in std::mem::take(&mut self.context.ended) {
+            self.ended(ended);
         }
         let last = || match &state {
             None => ok(),
@@ -542,6 +562,9 @@ impl Node {
             };
             self.handlers.set(signal, handler);
         }
+        self.handlers.set(libc::SIGPIPE, Handler::Info);
+        sys::set_ignored(libc::SIGPIPE, false)?;
+        self.drops_sigpipe = true;
         self.reported().thread_set_mask()?;
         // A supervisor from here on: its programs may not look into it (be_born turned it on).
         nix::sys::prctl::set_dumpable(false)?;
@@ -552,16 +575,20 @@ impl Node {
         if !(1..=64).contains(&signal) {
             return Err(Errno::EINVAL);
         }
-        let previous = self.handlers.get(signal);
+        let previous = match signal {
+            libc::SIGPIPE if self.drops_sigpipe => Handler::Ignore,
+            signal => self.handlers.get(signal),
+        };
         if let Some(handler) = handler {
             // SIGCHLD tells of children: either they are reaped here, or the owner is told.
             let handler = match (signal, handler) {
                 (libc::SIGKILL | libc::SIGSTOP, _) => return Err(Errno::EINVAL),
-                (libc::SIGCHLD, Handler::Ignore) => Handler::Default,
+                (libc::SIGCHLD, Handler::Ignore | Handler::Forward) => Handler::Default,
                 (_, handler) => handler,
             };
             sys::set_ignored(signal, handler == Handler::Ignore)?;
             self.handlers.set(signal, handler);
+            self.drops_sigpipe &= signal != libc::SIGPIPE;
             self.reported().thread_set_mask()?;
         }
         let name = match previous {
@@ -598,6 +625,9 @@ impl Node {
         let Ok(signal) = i32::try_from(info.ssi_signo) else {
             return;
         };
+        if signal == libc::SIGPIPE && self.drops_sigpipe {
+            return;
+        }
         let handler = self.handlers.get(signal);
         if signal == libc::SIGCHLD && handler != Handler::Info {
             self.reap();
@@ -619,19 +649,20 @@ impl Node {
     fn reap(&mut self) -> bool {
         loop {
             match sys::wait_any() {
-                Ok(Some(ended)) => {
-                    let Some(task) = self.children.remove(&ended.pid) else {
-                        continue;
-                    };
-                    self.tell(&FromNode::Exited {
-                        task,
-                        exit: ended.exit,
-                        usage: ended.usage,
-                    });
-                }
+                Ok(Some(ended)) => self.ended(ended),
                 Ok(None) => return false,
                 Err(_) => return true,
             }
+        }
+    }
+
+    fn ended(&mut self, ended: Ended) {
+        if let Some(task) = self.children.remove(&ended.pid) {
+            self.tell(&FromNode::Exited {
+                task,
+                exit: ended.exit,
+                usage: ended.usage,
+            });
         }
     }
 

@@ -48,8 +48,8 @@ pub fn run(prepared: Prepared, descriptors: Descriptors, parent: Pid) -> ! {
     };
     let mut context = Context {
         parent: (!prepared.namespaces.pid).then_some(parent),
-        environ: Vec::new(),
-        protected: vec![control.as_raw_fd()],
+        protected: vec![control.as_raw_fd(), go_ahead.as_raw_fd()],
+        ..Context::default()
     };
     let Failure(stage, errno) = setup(prepared.own_ids)
         .and_then(|()| steps(&prepared.steps, &mut context))

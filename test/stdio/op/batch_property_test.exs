@@ -116,6 +116,7 @@ defmodule Stdio.Op.BatchPropertyTest do
         _ -> throw({:stopped, OpError.malformed(op, remaining)})
       end
 
+    written = {module, fun, args}
     args = if opts[:state], do: [state, @task | args], else: [@task | args]
 
     value =
@@ -124,7 +125,10 @@ defmodule Stdio.Op.BatchPropertyTest do
       rescue
         error ->
           raised = {:error, error, __STACKTRACE__}
-          throw({:stopped, OpError.raised(raised, {module, fun, args}, remaining)})
+
+          throw(
+            {:stopped, %{OpError.raised(raised, {module, fun, args}, remaining) | op: written}}
+          )
       end
 
     ignored = for reason <- opts[:ignore] || [], do: {:error, reason}
@@ -144,10 +148,12 @@ defmodule Stdio.Op.BatchPropertyTest do
         model(ops, state, after_level)
 
       match?({:error, _}, value) ->
-        throw({:stopped, OpError.failed(elem(value, 1), {module, fun, args}, remaining)})
+        error = OpError.failed(elem(value, 1), {module, fun, args}, remaining)
+        throw({:stopped, %{error | op: written}})
 
       true ->
-        throw({:stopped, OpError.bad_result(value, {module, fun, args}, remaining)})
+        error = OpError.bad_result(value, {module, fun, args}, remaining)
+        throw({:stopped, %{error | op: written}})
     end
   end
 end

@@ -110,16 +110,25 @@ defmodule Stdio.Op.RunnerTest do
       assert {{:error, error}, [{:ok, 1}, {:error, :enoent}]} = given(ops)
 
       assert error ==
-               OpError.failed(
+               failure(
+                 :failed,
                  :enoent,
-                 {Ops, :give, [@task, {:error, :enoent}]},
+                 {Ops, :give, [{:error, :enoent}]},
                  rest ++ [give({:ok, 4})]
                )
     end
 
+    # The message has the call with its task, the field `op` what was written.
+    defp failure(kind, value, {module, fun, args} = op, remaining) do
+      error = apply(OpError, kind, [value, {module, fun, [@task | args]}, remaining])
+      %{error | op: op}
+    end
+
     test "state: true shows in the call" do
-      assert {:error, %OpError{op: {Ops, :see, [1, @task, {:error, :eio}]}, reason: :eio}} =
+      assert {:error, %OpError{op: {Ops, :see, [{:error, :eio}]}, reason: :eio} = error} =
                run([give({:ok, 1}), {Ops, :see, [{:error, :eio}], state: true}])
+
+      assert error.message =~ "Stdio.Test.Ops.see(1, :task, {:error, :eio})"
     end
 
     test "errexit: false passes over every error, ignore: those it names" do
@@ -140,8 +149,8 @@ defmodule Stdio.Op.RunnerTest do
       for value <- [4711, nil, true, "text", {:ok, 1, 2}, %{}, {:error, 1, 2}],
           opts <- [[], [errexit: false, ignore: [:enoent]]] do
         assert {{:error, error}, [^value]} = given([give(value, opts), give({:ok, 1})])
-        op = {Ops, :give, [@task, value]}
-        assert error == OpError.bad_result(value, op, [give({:ok, 1})])
+        op = {Ops, :give, [value]}
+        assert error == failure(:bad_result, value, op, [give({:ok, 1})])
       end
     end
 
@@ -152,12 +161,12 @@ defmodule Stdio.Op.RunnerTest do
             exit: "** (exit) :gone"
           ],
           opts <- [[], [errexit: false]] do
-        assert {:error, %{reason: :badop, op: {Ops, :fail, [@task, ^kind]}} = error} =
+        assert {:error, %{reason: :badop, op: {Ops, :fail, [^kind]}} = error} =
                  run([{Ops, :fail, [kind], opts}, give({:ok, 1})])
 
         assert banner(error) == banner
 
-        assert {:error, %{reason: :badop, op: {Ops, :give, [@task, 1]}} = error} =
+        assert {:error, %{reason: :badop, op: {Ops, :give, [1]}} = error} =
                  run([give(1, transform: fn _ -> Ops.fail(@task, kind) end)])
 
         assert banner(error) == banner
@@ -165,7 +174,7 @@ defmodule Stdio.Op.RunnerTest do
     end
 
     test "no such function, no such module" do
-      assert {:error, %{reason: :badop, op: {Builtin, :fake_syscall, [@task]}} = error} =
+      assert {:error, %{reason: :badop, op: {Builtin, :fake_syscall, []}} = error} =
                run([{:fake_syscall, []}])
 
       assert banner(error) =~ "UndefinedFunctionError"
@@ -173,7 +182,14 @@ defmodule Stdio.Op.RunnerTest do
     end
 
     test "what is no op, once it is reached" do
-      for op <- [:chdir, {:chdir, "/"}, {:give, [:ok], [errexti: false]}, 5, [1 | 2]] do
+      for op <- [
+            :chdir,
+            {:chdir, "/"},
+            {:give, [:ok], [errexti: false]},
+            {:give, [:ok], ignore: [1]},
+            5,
+            [1 | 2]
+          ] do
         assert {{:error, error}, [{:ok, 1}]} = given([give({:ok, 1}), op, give({:ok, 2})])
         assert error == OpError.malformed(op, [give({:ok, 2})])
       end
@@ -207,9 +223,9 @@ defmodule Stdio.Op.RunnerTest do
 
       assert run(ops) ==
                {:error,
-                OpError.failed(:eperm, {Builtin, :give, [@task, {:error, :eperm}]}, [builtin(:ok)])}
+                failure(:failed, :eperm, {Builtin, :give, [{:error, :eperm}]}, [builtin(:ok)])}
 
-      assert {:error, %{reason: :badop, op: {Builtin, :give, [@task, 7]}}} =
+      assert {:error, %{reason: :badop, op: {Builtin, :give, [7]}}} =
                run([builtin(:ok), builtin(7)])
     end
 
@@ -226,8 +242,8 @@ defmodule Stdio.Op.RunnerTest do
     end
 
     test "a wrong argument raises after the calls before it were made" do
-      assert {{:error, %{reason: :badop, op: {Builtin, :give, [@task, :bad_argument]}} = error},
-              [:ok]} = given([builtin(:ok), builtin(:bad_argument), builtin(:ok)])
+      assert {{:error, %{reason: :badop, op: {Builtin, :give, [:bad_argument]}} = error}, [:ok]} =
+               given([builtin(:ok), builtin(:bad_argument), builtin(:ok)])
 
       assert banner(error) == "** (ArgumentError) bad argument"
     end

@@ -553,12 +553,6 @@ pub(super) const SOCKET: Table = names! {
     PF_WQ_WORKER,
     PF_X,
     PF_X25,
-    SOCK_CLOEXEC,
-    SOCK_DGRAM,
-    SOCK_NONBLOCK,
-    SOCK_RAW,
-    SOCK_SEQPACKET,
-    SOCK_STREAM,
 };
 
 #[cfg(target_arch = "x86_64")]

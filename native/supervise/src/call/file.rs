@@ -7,13 +7,10 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, AT_FDCWD};
 use nix::sys::stat::{fchmodat, FchmodatFlags, Mode};
 use nix::unistd::{self, Gid, Uid};
-use stdio_protocol::value::{Cstruct, FileFlags, Path, PtrArg, Timeval, Value};
+use stdio_protocol::value::{Cstruct, FileFlags, Path, PtrArg, Timeval, Transfer, Value};
 
 use super::{errno, int, ok, ok_value, os, Context};
 use crate::sys::{self, Argument, Readiness};
-
-/// The most that one read or write moves: a reply then stays near the size of a datagram.
-const MAX_TRANSFER: usize = 65_536;
 
 pub fn chdir(path: &Path) -> Result<Value, Errno> {
     unistd::chdir(os(path))?;
@@ -41,12 +38,12 @@ pub fn close(fd: RawFd) -> Result<Value, Errno> {
 }
 
 pub fn read(fd: RawFd, count: u64) -> Result<Value, Errno> {
-    let count = usize::try_from(count).map_or(MAX_TRANSFER, |count| count.min(MAX_TRANSFER));
+    let count = usize::try_from(count).map_or(Transfer::MAX, |count| count.min(Transfer::MAX));
     ok_value(Value::Bytes(sys::read(fd, count)?))
 }
 
 pub fn write(fd: RawFd, data: &[u8]) -> Result<Value, Errno> {
-    let written = sys::write(fd, &data[..data.len().min(MAX_TRANSFER)])?;
+    let written = sys::write(fd, &data[..data.len().min(Transfer::MAX)])?;
     let written = i64::try_from(written).map_err(|_| Errno::EOVERFLOW)?;
     ok_value(int(written))
 }

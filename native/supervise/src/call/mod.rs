@@ -23,6 +23,8 @@ use nix::unistd::Pid;
 use stdio_protocol::call::Call;
 use stdio_protocol::value::{Path, Value};
 
+use crate::sys::Ended;
+
 /// What calls need to know of the task, and what they change of it.
 #[derive(Default)]
 pub struct Context {
@@ -32,6 +34,8 @@ pub struct Context {
     pub environ: Vec<Vec<u8>>,
     /// Descriptors that the helper itself uses: to calls they do not exist.
     pub protected: Vec<RawFd>,
+    /// Children that a call has waited for: nobody else will see their end.
+    pub ended: Vec<Ended>,
 }
 
 impl Context {
@@ -51,7 +55,7 @@ pub fn apply(call: &Call, context: &mut Context) -> Result<Value, Errno> {
         Call::Setsid {} => process::setsid(),
         Call::Setpriority { which, who, priority } => process::setpriority(which.0, *who, *priority),
         Call::Chdir { path } => file::chdir(path),
-        Call::Setrlimit { resource, limit } => process::setrlimit(resource.0, *limit),
+        Call::Setrlimit { resource, limit } => process::setrlimit(context, resource.0, *limit),
         Call::Setugid { uid, gid, groups } => process::setugid(*uid, *gid, groups),
         Call::NoNewPrivs {} => isolation::no_new_privs(),
         Call::SetPdeathsig { signal } => isolation::set_pdeathsig(signal.0, context),
@@ -82,7 +86,7 @@ pub fn apply(call: &Call, context: &mut Context) -> Result<Value, Errno> {
         Call::Clearenv {} => process::clearenv(context),
         Call::Setproctitle { title } => process::setproctitle(&title.0),
         Call::Kill { pid, signal } => process::kill(*pid, signal.0),
-        Call::Waitpid { pid, flags } => process::waitpid(*pid, *flags),
+        Call::Waitpid { pid, flags } => process::waitpid(context, *pid, *flags),
 
         Call::Prctl { option, a2, a3, a4, a5 } => isolation::prctl(option.0, [a2, a3, a4, a5]),
         Call::Seccomp { operation, flags, arguments } => isolation::seccomp(operation.0, *flags, arguments),

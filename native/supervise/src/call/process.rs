@@ -107,7 +107,13 @@ pub fn getpriority(which: i32, who: u32) -> Result<Value, Errno> {
     ok_value(int(sys::getpriority(which, who)?))
 }
 
-pub fn setrlimit(resource: i32, limit: Limit) -> Result<Value, Errno> {
+/// No descriptor in use may lie beyond the new limit of them; the helper's own end with exec, and do
+/// not count.
+pub fn setrlimit(context: &Context, resource: i32, limit: Limit) -> Result<Value, Errno> {
+    let nofile = u32::try_from(resource) == Ok(libc::RLIMIT_NOFILE);
+    if nofile && sys::uses_descriptors_from(limit.cur, &context.protected) {
+        return Err(Errno::EINVAL);
+    }
     sys::setrlimit(resource, limit)?;
     ok()
 }
@@ -203,8 +209,9 @@ pub fn kill(pid: i32, signal: i32) -> Result<Value, Errno> {
     ok()
 }
 
-pub fn waitpid(pid: i32, flags: WaitFlags) -> Result<Value, Errno> {
-    let (pid, status) = sys::waitpid(pid, flags.as_int())?;
+pub fn waitpid(context: &mut Context, pid: i32, flags: WaitFlags) -> Result<Value, Errno> {
+    let (pid, status, ended) = sys::waitpid(pid, flags.as_int())?;
+    context.ended.extend(ended);
     let tagged = |tag, value| Value::Tuple(vec![Value::atom(tag), value]);
     let signal = |number| Value::Atom(constant::signal_name(number));
     let change = match status {

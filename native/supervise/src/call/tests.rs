@@ -39,9 +39,8 @@ fn in_child(test: impl FnOnce(&mut Task)) {
                 unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) };
             }));
             let mut task = Task(Context {
-                parent: None,
-                environ: Vec::new(),
                 protected: vec![fd],
+                ..Context::default()
             });
             let passed = catch_unwind(AssertUnwindSafe(|| test(&mut task))).is_ok();
             crate::sys::exit(i32::from(!passed));
@@ -233,12 +232,18 @@ fn sessions_and_groups() {
 fn limits_and_priority() {
     unprivileged(|task| {
         let nofile = || atom("RLIMIT_nofile");
+        // What whoever runs the tests has left open.
+        for fd in (3..4096).filter(|fd| !task.0.protected.contains(fd)) {
+            let _ = nix::unistd::close(fd);
+        }
         task.succeeds("setrlimit", [nofile(), limit(100, 200)]);
         task.gives("getrlimit", [nofile()], ok([limit(100, 200)]));
         let more = limit(100, 201);
         task.fails("setrlimit", [nofile(), more], Errno::EPERM);
         let reversed = limit(200, 100);
         task.fails("setrlimit", [nofile(), reversed], Errno::EINVAL);
+        // 0, 1 and 2 are in use; the pipe of this test is not a descriptor of the task's.
+        task.fails("setrlimit", [nofile(), limit(2, 200)], Errno::EINVAL);
         task.fails("getrlimit", [int(-1)], Errno::EINVAL);
         task.fails("getrlimit", [int(16)], Errno::EINVAL);
         let process = || atom("prio_process");

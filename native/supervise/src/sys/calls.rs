@@ -52,14 +52,6 @@ pub fn sethostname(name: &[u8]) -> Result<(), Errno> {
     Errno::result(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
-/// waitpid(2): the pid, 0 if nothing has happened, and the status as the kernel encodes it.
-pub fn waitpid(pid: i32, flags: i32) -> Result<(i32, i32), Errno> {
-    let mut status = 0;
-    // SAFETY: the out-pointer is valid for the call.
-    let pid = Errno::result(unsafe { libc::waitpid(pid, &mut status, flags) })?;
-    Ok((pid, status))
-}
-
 /// prctl(2)
 pub fn prctl(option: i32, arguments: [&Argument; 4]) -> Result<c_int, Errno> {
     let [a2, a3, a4, a5] = arguments.map(Argument::word);

@@ -135,6 +135,23 @@ pub struct Ended {
     pub usage: Usage,
 }
 
+/// waitpid(2): the pid, 0 if nothing has happened, the status as the kernel encodes it, and the child's
+/// end if that is what happened.
+pub fn waitpid(pid: i32, flags: i32) -> Result<(i32, i32, Option<Ended>), Errno> {
+    let mut status = 0;
+    // SAFETY: rusage is plain data, and all zero is a value of it.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both out-pointers are valid for the call.
+    let pid = Errno::result(unsafe { libc::wait4(pid, &mut status, flags, &mut usage) })?;
+    let over = pid > 0 && (libc::WIFEXITED(status) || libc::WIFSIGNALED(status));
+    let ended = over.then(|| Ended {
+        pid: Pid::from_raw(pid),
+        exit: exit_of(status),
+        usage: usage_of(&usage),
+    });
+    Ok((pid, status, ended))
+}
+
 /// wait4(2) for any child, without waiting. `Ok(None)`: none has ended; `ECHILD`: there is none.
 pub fn wait_any() -> Result<Option<Ended>, Errno> {
     let mut status = 0;
@@ -225,7 +242,7 @@ pub fn execve_descriptor(fd: RawFd, argv: &Vector, env: &Vector) -> Result<Infal
     Err(Errno::last())
 }
 
-/// Marks everything above 2 close-on-exec. close_range(2), Linux 5.11
+/// Marks everything above 2 close-on-exec. close_range(2), Linux 5.11; before that one by one.
 pub fn keep_only_standard_descriptors_at_exec() {
     // SAFETY: changes flags only.
     let result = unsafe {
@@ -235,8 +252,19 @@ pub fn keep_only_standard_descriptors_at_exec() {
             c_int::try_from(libc::CLOSE_RANGE_CLOEXEC).unwrap_or(4),
         )
     };
-    if result == -1 {
-        die("close_range", Errno::last());
+    match Errno::result(result) {
+        Ok(_) => {}
+        Err(Errno::EINVAL) => mark_descriptors(),
+        Err(errno) => die("close_range", errno),
+    }
+}
+
+fn mark_descriptors() {
+    for fd in descriptors(3).into_iter().filter(|fd| *fd > 2) {
+        // SAFETY: changes a flag of an open number.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+            die("fcntl", Errno::last());
+        }
     }
 }
 
@@ -291,6 +319,35 @@ pub fn setrlimit(resource: i32, limit: Limit) -> Result<(), Errno> {
     };
     // SAFETY: `limit` is valid for the call.
     Errno::result(unsafe { libc::setrlimit(resource, &limit) }).map(drop)
+}
+
+/// Whether a descriptor numbered `first` or above is open, `except` those.
+pub fn uses_descriptors_from(first: u64, except: &[RawFd]) -> bool {
+    descriptors(first)
+        .into_iter()
+        .any(|fd| u64::try_from(fd).is_ok_and(|fd| fd >= first) && !except.contains(&fd))
+}
+
+/// The open descriptors. Without a /proc: 65536 of them from `first` on, as the kernel hands out the
+/// lowest number that is free.
+fn descriptors(first: u64) -> Vec<RawFd> {
+    let listed: Option<Vec<RawFd>> = std::fs::read_dir("/proc/self/fd").ok().map(|directory| {
+        let names = directory.filter_map(Result::ok);
+        names
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    });
+    let mut listed = listed.unwrap_or_else(|| {
+        (first..=first.saturating_add(0xFFFF))
+            .map_while(|fd| RawFd::try_from(fd).ok())
+            .collect()
+    });
+    // The list's own is closed by now.
+    listed.retain(|fd| {
+        // SAFETY: reads a flag of a number, open or not.
+        unsafe { libc::fcntl(*fd, libc::F_GETFD) != -1 }
+    });
+    listed
 }
 
 /// pidfd_open(2), Linux 5.3
