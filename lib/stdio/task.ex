@@ -526,14 +526,14 @@ defmodule Stdio.Task do
     find_child(task, child)
   end
 
+  def cpid(task, child), do: wrong!(:cpid, [task, child])
+
   defp find_child(task, child) do
     case Enum.find(children(task), &child?(&1, child)) do
       nil -> :error
       {_ref, map} -> map
     end
   end
-
-  def cpid(task, child), do: wrong!(:cpid, [task, child])
 
   defp children(task), do: task.ref |> Native.task_children() |> Enum.map(&child/1)
 

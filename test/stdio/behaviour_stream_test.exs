@@ -199,13 +199,19 @@ defmodule Stdio.BehaviourStreamTest do
     end
 
     test "the death of the process before exec: as of one that is started in one step" do
-      # /dev/null comes as a descriptor, for which there is no number left.
-      limit = {:setrlimit, [:rlimit_nofile, %{cur: 5, max: 5}]}
-      behaviour = failing(ops: fn _ -> [limit] end)
+      behaviour = failing(ops: fn _ -> [{:getpid, [], transform: &[{:kill, [&1, :sigkill]}]}] end)
+
       error = assert_raise StreamError, fn -> run("true", behaviour, stdin: :null) end
       assert %{action: "subprocess", reason: :eagain, hint: "The process died" <> _} = error
       assert [_] = onerrors()
       assert messages() == []
+    end
+
+    test "what is on its way for exec does not count as a descriptor in use" do
+      limit = {:setrlimit, [:rlimit_nofile, %{cur: 3, max: 3}]}
+      behaviour = failing(ops: fn _ -> [limit] end)
+      assert run(["/bin/true"], behaviour, stdin: :null, stderr: :null) == [exit_status: 127]
+      assert onerrors() == []
     end
 
     test "an op's message names the call" do

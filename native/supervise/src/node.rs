@@ -427,11 +427,14 @@ impl Node {
         program: Program,
         null: Option<&OwnedFd>,
     ) {
+        // To the steps it does not exist.
+        self.context.protected.extend(null.map(AsRawFd::as_raw_fd));
         let Outcome {
             done,
             state,
             result,
         } = self.steps(steps);
+        self.protect();
         if usize::try_from(done) != Ok(steps.len()) {
             return self.tell(&FromNode::Done {
                 sequence,
