@@ -128,7 +128,7 @@ defmodule Stdio do
   |---|---|
   | `:auto` (default), `:best_effort` | a subreaper with a kill loop |
   | `:pid_namespace` | it is PID 1 of a PID namespace (unless it runs as root, of a user namespace too, in which the user keeps the ids), so the kernel ends its tree with it. `/proc` stays that of the host. Linux; `{:error, posix}` where it cannot be had |
-  | `:cgroup` | `{:error, :enotsup}` |
+  | `:cgroup` | what is forked below it is born into a cgroup of its own, which is killed as a whole. Linux 5.14, cgroup v2; `{:error, :enotsup}` unless the helper may make one below its own cgroup (root, or a delegated one: cgroups(7)) |
   """
   @spec supervisor(atexit, Stdio.Task.filter(), keyword) :: {:ok, t} | {:error, posix}
   def supervisor(atexit \\ :shutdown, filter \\ @supervisor_filter, opts \\ []) do
@@ -137,15 +137,16 @@ defmodule Stdio do
     with {:ok, containment} <- own_containment(opts) do
       case {containment, Stdio.Syscall.os()} do
         {:pid_namespace, _} -> supervised(&contained/1, atexit, filter)
-        {_, Stdio.Syscall.Linux} -> at_once(atexit, filter)
+        {_, Stdio.Syscall.Linux} -> at_once(atexit, filter, containment == :cgroup)
+        {:cgroup, _} -> {:error, :enotsup}
         {_, _} -> supervised(&{:ok, &1}, atexit, filter)
       end
     end
   end
 
   # Forked and made a supervisor in one message.
-  defp at_once(atexit, filter) do
-    with {:ok, task} <- Stdio.Task.__supervisor__(@title, filter),
+  defp at_once(atexit, filter, cgroup?) do
+    with {:ok, task} <- Stdio.Task.__supervisor__(@title, filter, cgroup?),
          do: {:ok, %Stdio{init: task, atexit: atexit}}
   end
 
@@ -171,13 +172,10 @@ defmodule Stdio do
 
   defp own_containment(opts) do
     with [] <- Keyword.keys(opts) -- [:containment],
-         containment when containment in [:auto, :best_effort, :pid_namespace] <-
+         containment when containment in [:auto, :best_effort, :pid_namespace, :cgroup] <-
            Keyword.get(opts, :containment, :auto) do
       {:ok, containment}
     else
-      :cgroup ->
-        {:error, :enotsup}
-
       _ ->
         raise ArgumentError,
               "invalid options #{inspect(opts)}; allowed: containment: :auto, :cgroup, " <>
@@ -203,13 +201,12 @@ defmodule Stdio do
 
   `:best_effort`: a subreaper with a kill loop; should every process of the helper be killed at the
   same moment, what has left its session may survive. `:pid_namespace`: the kernel ends it all.
+  `:cgroup`: so it does when the helper or the BEAM, whichever still lives, asks it to.
   """
   @spec containment(t) :: :cgroup | :pid_namespace | :best_effort
   def containment(%Stdio{init: :noproc}), do: :best_effort
 
-  def containment(%Stdio{init: task}) do
-    if Native.task_in_namespace(task.ref), do: :pid_namespace, else: :best_effort
-  end
+  def containment(%Stdio{init: task}), do: Native.task_containment(task.ref)
 
   @doc """
   Turns any task into a supervisor. The first step that fails is returned.
@@ -317,7 +314,9 @@ defmodule Stdio do
     normal = Command.normalize!(command, Config.get(config, :search, phases.module))
     run = %{command: command, normal: normal, config: config, input: input}
 
-    if Enum.all?(@plan, fn {phase, shipped} -> Map.fetch!(phases, phase) == shipped end),
+    shipped? = Enum.all?(@plan, fn {phase, shipped} -> Map.fetch!(phases, phase) == shipped end)
+
+    if shipped? and Config.get(config, :containment) != :cgroup,
       do: Runner.stream(Map.put(run, :behaviour, Stdio.Process)),
       else: Tree.stream(Map.put(run, :phases, phases))
   end

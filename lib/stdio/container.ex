@@ -42,7 +42,10 @@ defmodule Stdio.Container do
   @doc "A supervisor of its own for each program, which ends with it (`:noreap`)."
   @impl Stdio
   @spec task(Config.t()) :: {:ok, Stdio.t()} | {:error, Stdio.posix()}
-  def task(_config), do: Stdio.supervisor(:noreap)
+  def task(config) do
+    filter = Stdio.Process.__filter__()
+    Stdio.supervisor(:noreap, filter, Root.containment(config, __MODULE__))
+  end
 
   @doc """
   Clones one process into new IPC, mount, PID and UTS namespaces, and a network namespace unless

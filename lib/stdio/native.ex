@@ -65,7 +65,10 @@ defmodule Stdio.Native do
   #
   # :ok | {:error, :esrch | :execed | posix | :launcher}
   # supervise: nil | {title, signaloneof, own filter, children's filter}
-  def task_root(_privilege, _environ, _supervise, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  # cgroup: whether its children are born into one of their own
+  def task_root(_privilege, _environ, _supervise, _cgroup, _ref),
+    do: :erlang.nif_error(:nif_not_loaded)
+
   def task_supervise(_task, _supervise, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_fork(_task, _clone_flags, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_batch(_task, _steps, _ref), do: :erlang.nif_error(:nif_not_loaded)
@@ -93,7 +96,8 @@ defmodule Stdio.Native do
   # whether what follows is allowed by the task's filter
   def task_allows(_task, _call), do: :erlang.nif_error(:nif_not_loaded)
   def task_carry(_task), do: :erlang.nif_error(:nif_not_loaded)
-  def task_in_namespace(_task), do: :erlang.nif_error(:nif_not_loaded)
+  # :cgroup | :pid_namespace | :best_effort
+  def task_containment(_task), do: :erlang.nif_error(:nif_not_loaded)
   def task_setcpid(_task, _name, _value), do: :erlang.nif_error(:nif_not_loaded)
   def task_credit(_task, _chunks), do: :erlang.nif_error(:nif_not_loaded)
   def task_write(_task, _binary, _ref), do: :erlang.nif_error(:nif_not_loaded)

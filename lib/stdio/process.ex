@@ -30,6 +30,9 @@ defmodule Stdio.Process do
   # Of Stdio.supervisor/3, which is given in full only when there are options for it.
   @filter {:allow, [:close, :exit, :fork, :getpid, :kill, :setcpid, :sigaction, :clone, :procctl]}
 
+  @doc false
+  def __filter__, do: @filter
+
   @doc """
   A supervisor of its own for each program, which ends with it (`:shutdown`).
 

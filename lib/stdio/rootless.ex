@@ -37,7 +37,8 @@ defmodule Stdio.Rootless do
   @doc "A supervisor of its own for each program, which ends with it (`:noreap`)."
   @impl Stdio
   @spec task(Config.t()) :: {:ok, Stdio.t()} | {:error, Stdio.posix()}
-  def task(_config), do: Stdio.supervisor(:noreap, @filter)
+  def task(config),
+    do: Stdio.supervisor(:noreap, @filter, Root.containment(config, __MODULE__))
 
   @doc """
   Clones the first process of the new namespaces, maps the user and the group, makes a supervisor

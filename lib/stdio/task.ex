@@ -76,13 +76,14 @@ defmodule Stdio.Task do
   `{:error, posix}` if the helper cannot be started.
   """
   @spec fork() :: {:ok, t} | {:error, posix}
-  def fork, do: root(Launcher.privilege(), nil, 3)
+  def fork, do: root(Launcher.privilege(), nil, false, 3)
 
   @doc false
   # A root that is a supervisor from the start. One message, as __supervise__/3 is.
-  @spec __supervisor__(binary, filter) :: {:ok, t} | {:error, posix}
-  def __supervisor__(title, filter),
-    do: root(Launcher.privilege(), supervise_spec(title, filter), 3)
+  # `cgroup`: its tree lives in one of its own.
+  @spec __supervisor__(binary, filter, boolean) :: {:ok, t} | {:error, posix}
+  def __supervisor__(title, filter, cgroup),
+    do: root(Launcher.privilege(), supervise_spec(title, filter), cgroup, 3)
 
   @doc false
   # The steps of Stdio.supervise/3 on Linux.
@@ -99,18 +100,18 @@ defmodule Stdio.Task do
   # :signaloneof 9
   defp supervise_spec(title, filter), do: {title, 9, filter_spec(filter), :unchanged}
 
-  defp root(_privilege, _supervise, 0), do: {:error, :eagain}
+  defp root(_privilege, _supervise, _cgroup, 0), do: {:error, :eagain}
 
-  defp root(privilege, supervise, tries) do
+  defp root(privilege, supervise, cgroup, tries) do
     ref = make_ref()
 
-    case Native.task_root(privilege, Stdio.Config.Environ.inherited(), supervise, ref) do
+    case Native.task_root(privilege, Stdio.Config.Environ.inherited(), supervise, cgroup, ref) do
       :ok ->
         with {:ok, task} <- await_task(ref), do: {:ok, limited(task)}
 
       {:error, reason} when reason in [:launcher, :epipe, :econnreset] ->
         case Launcher.ensure(privilege) do
-          :ok -> root(privilege, supervise, tries - 1)
+          :ok -> root(privilege, supervise, cgroup, tries - 1)
           {:error, {reason, _hint}} -> {:error, reason}
         end
 

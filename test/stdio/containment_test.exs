@@ -27,10 +27,6 @@ defmodule Stdio.ContainmentTest do
       assert Stdio.containment(%Stdio{}) == :best_effort
     end
 
-    test "a cgroup is not to be had" do
-      assert Stdio.supervisor(:shutdown, [], containment: :cgroup) == {:error, :enotsup}
-    end
-
     test "anything else is refused" do
       for opts <- [[containment: :jail], [contain: :auto], [:containment]] do
         assert_raise ArgumentError, fn -> Stdio.supervisor(:shutdown, [], opts) end
@@ -179,11 +175,96 @@ defmodule Stdio.ContainmentTest do
     end
   end
 
-  test "a cgroup is asked for in vain" do
-    for behaviour <- [Stdio.Process, Stdio.Rootless, Stdio.Container, [ops: fn _ -> [] end]] do
-      stream = Stdio.stream!("true", behaviour, containment: :cgroup)
+  @tag :unprivileged
+  test "a cgroup that cannot be had", %{mark: mark} do
+    assert Stdio.supervisor(:shutdown, [], containment: :cgroup) == {:error, :enotsup}
+
+    for behaviour <- [Stdio.Process, Stdio.Rootless, [ops: fn _ -> [] end]] do
+      stream = Stdio.stream!([Proc.fixture("never-read"), mark], behaviour, containment: :cgroup)
       error = assert_raise StreamError, fn -> Enum.to_list(stream) end
       assert {error.action, error.reason} == {"supervisor", :enotsup}
+      assert error.hint =~ "cgroup v2"
+      assert Proc.find(mark) == []
+    end
+  end
+
+  describe "containment: :cgroup" do
+    @describetag :cgroup
+
+    # The cgroups that a process is in, in the v2 hierarchy.
+    defp cgroup(pid) do
+      for "0::" <> path <- "/proc/#{pid}/cgroup" |> File.read!() |> String.split("\n"), do: path
+    end
+
+    test "a program and its descendants are born in one of their own", %{mark: mark} do
+      line =
+        "cat /proc/self/cgroup; setsid sh -c 'cat /proc/self/cgroup; sleep 1000' #{mark} & sleep 0.3"
+
+      elements = list(line, containment: :cgroup)
+      assert Oracle.terminal!(elements) == {:exit_status, 0}
+      own = for "0::" <> path <- elements |> output() |> String.split("\n"), do: path
+      assert [path, path] = own
+      assert path =~ ~r"/stdio-\d+-\d+$"
+      refute [path] == cgroup(Proc.os_pid())
+      # The oracle sees that it is gone.
+      assert Proc.find(mark) == []
+    end
+
+    test "of a shared supervisor: it stays usable after reap", %{mark: mark} do
+      supervisor = supervisor!(containment: :cgroup)
+      assert Stdio.containment(supervisor) == :cgroup
+      leave = "setsid sh -c 'sleep 1000; :' #{mark} & echo ok"
+
+      for _ <- 1..3 do
+        assert on(supervisor, leave, containment: :cgroup) == [stdout: "ok\n", exit_status: 0]
+        [pid] = marked(mark)
+        assert [_] = cgroup(pid)
+        assert Stdio.reap(%ProcessTree{supervisor: supervisor}) == :ok
+        assert Proc.wait_until(fn -> Proc.gone?(mark) end)
+      end
+
+      Task.stop(supervisor.init)
+    end
+
+    @tag :root
+    @tag :dir
+    test "of a container", %{mark: mark, dir: dir} do
+      for name <- ~w(bin sbin usr lib lib64 tmp home proc dev),
+          do: File.mkdir!(Path.join(dir, name))
+
+      for behaviour <- [Stdio.Container, Stdio.Rootless] do
+        config = [path: dir, containment: :cgroup]
+        stream = Stdio.stream!("echo a; setsid sleep 1000 & exec sleep 0.2", behaviour, config)
+        assert Enum.to_list(stream) == [stdout: "a\n", exit_status: 0]
+        assert Proc.find(mark) == []
+      end
+    end
+
+    for victims <- [[:launcher, :supervisor], [:supervisor, :launcher]] do
+      @tag victims: victims
+      test "nothing survives when both are killed: #{inspect(victims)}", %{
+        mark: mark,
+        victims: victims
+      } do
+        # Without a namespace, what has left its session would survive this: FAULTS row 7.
+        on_exit(&Stdio.Test.Fault.warm_up/0)
+        launcher = Stdio.Test.Fault.warm_up()
+        tree = [Proc.fixture("fork-tree"), mark, "2", "2", "--setsid", "--double-fork"]
+        stream = Elixir.Task.async(fn -> list(tree, containment: :cgroup) end)
+        assert Proc.wait_until(fn -> length(Proc.find(mark)) >= 7 end)
+        pids = %{launcher: launcher, supervisor: supervisor_of_cgroup(launcher)}
+        for pid <- Map.values(pids), do: assert(Proc.kill(pid, "STOP") == :ok)
+        for victim <- victims, do: assert(Proc.kill(pids[victim], 9) == :ok)
+        assert Oracle.terminal!(Elixir.Task.await(stream, 20_000)) == {:termsig, :sigkill}
+        assert Proc.wait_until(fn -> Proc.gone?(mark) end)
+      end
+    end
+
+    # The one that has children.
+    defp supervisor_of_cgroup(launcher) do
+      Enum.find(Stdio.Test.Fault.supervisors(launcher), fn pid ->
+        Enum.any?(Proc.table(), fn {_, entry} -> entry.ppid == pid end)
+      end)
     end
   end
 end

@@ -2,8 +2,6 @@ defmodule Stdio.NamespaceTest do
   # net: :none and :containment. Root needs no user namespace for them, everybody else does.
   use Stdio.Test.StreamCase
 
-  alias Stdio.StreamError
-
   defp namespace(pid, name), do: File.read_link!("/proc/#{pid}/ns/#{name}")
   defp own(name), do: namespace("self", name)
 
@@ -110,21 +108,6 @@ defmodule Stdio.NamespaceTest do
     end
   end
 
-  test "containment: :cgroup is refused with a sentence, and nothing is started", %{mark: mark} do
-    error =
-      assert_raise StreamError, fn ->
-        list([Proc.fixture("never-read"), mark], containment: :cgroup)
-      end
-
-    assert {error.action, error.reason} == {"supervisor", :enotsup}
-    assert error.hint =~ "cgroup"
-    assert Proc.find(mark) == []
-    assert messages() == []
-  end
-
-  # A BEAM in a user namespace that allows no further ones, and where it is nobody.
-  @tag :unprivileged
-  @tag :userns
   test "without user namespaces the error says what is missing" do
     source = """
     for config <- [[containment: :pid_namespace], [net: :none]] do

@@ -126,6 +126,14 @@ defmodule Stdio.Container.Root do
     if(Config.get(config, :setuid), do: [], else: os.disable_setuid()) ++ os.set_pdeathsig()
   end
 
+  @doc "What is asked of the supervisor: the PID namespace is there anyway."
+  @spec containment(Config.t(), module) :: keyword
+  def containment(config, behaviour) do
+    if Config.get(config, :containment, behaviour) == :cgroup,
+      do: [containment: :cgroup],
+      else: []
+  end
+
   @doc "The namespaces of both."
   @spec namespaces(Config.t(), module) :: [atom]
   def namespaces(config, behaviour) do

@@ -64,10 +64,6 @@ defmodule Stdio.Stream.Runner do
   defp start(%__MODULE__{normal: :empty} = run), do: raise_error(run, "subprocess", :enoent)
 
   defp start(run) do
-    if Config.get(run.config, :containment) == :cgroup do
-      raise_error(run, "supervisor", :enotsup, "Containment by cgroup is not available here.")
-    end
-
     %{run | privilege: Launcher.privilege()}
     |> execute(run.behaviour.ops(run.config), 2)
     |> feed()

@@ -52,10 +52,6 @@ defmodule Stdio.Stream.Tree do
   defp start(%{normal: :empty} = run), do: raise_error(run, "subprocess", :enoent)
 
   defp start(%{phases: phases, config: config} = run) do
-    if Config.get(config, :containment) == :cgroup do
-      raise_error(run, "supervisor", :enotsup, "Containment by cgroup is not available here.")
-    end
-
     supervisor =
       case phases.task.(config) do
         {:ok, %Stdio{} = supervisor} -> supervisor
@@ -119,6 +115,12 @@ defmodule Stdio.Stream.Tree do
 
   # A `task` callback can return no more than an errno. If it was the launcher's, the next attempt to
   # start one says what else there is to say.
+  defp hint(:enotsup) do
+    "The containment that was asked for cannot be had, or is not that of the supervisor given. " <>
+      "A cgroup takes Linux 5.14, cgroup v2, and a helper that may make one below its own: root, " <>
+      "or a delegated one (systemd: Delegate=yes)."
+  end
+
   defp hint(reason) do
     case Launcher.ensure() do
       {:error, {^reason, hint}} -> hint

@@ -12,6 +12,8 @@
 //! 5. `Inner`'s lock is never held while another task's is taken.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -140,6 +142,8 @@ pub struct Inner {
     pub carried: bool,
     /// It is such a parent.
     pub carrier: bool,
+    /// Of a root: kills its cgroup, should every helper be dead.
+    cgroup_kill: Option<File>,
     /// Processes that have stopped it themselves: they get no event of it.
     muted: Vec<LocalPid>,
     ownerless: bool,
@@ -245,6 +249,7 @@ impl Node {
                 child_filter: filter,
                 carried: false,
                 carrier: false,
+                cgroup_kill: None,
                 muted: Vec::new(),
                 ownerless: false,
                 hold: None,
@@ -402,6 +407,17 @@ impl Inner {
         self.muted.push(pid);
     }
 
+    pub fn is_in_cgroup(&self) -> bool {
+        self.cgroup_kill.is_some()
+    }
+
+    /// All of the tree, whoever else is at it. What is gone already is none of it.
+    fn kill_cgroup(&self) {
+        if let Some(mut kill) = self.cgroup_kill.as_ref() {
+            let _ = kill.write(b"1");
+        }
+    }
+
     /// The control socket ends: a process that serves requests ends its children and itself.
     fn hang_up(&mut self) {
         self.control = None;
@@ -452,7 +468,7 @@ impl Served<'_> {
             match received {
                 Ok(Some(received)) => {
                     node.launcher.note_heard();
-                    self.message(received.message);
+                    self.message(received.message, received.fds);
                 }
                 Err(error) if error.errno() == Errno::EAGAIN => return After::Wait,
                 Ok(None) | Err(_) => return self.control_ended(),
@@ -460,9 +476,10 @@ impl Served<'_> {
         }
     }
 
-    fn message(&mut self, message: FromNode) {
+    fn message(&mut self, message: FromNode, mut fds: Vec<OwnedFd>) {
         let node = self.node().clone();
         match message {
+            FromNode::Contained => node.lock().cgroup_kill = fds.pop().map(File::from),
             FromNode::Forked {
                 sequence,
                 task,
@@ -577,6 +594,7 @@ impl Served<'_> {
             return After::Wait;
         }
         self.fail_pending();
+        node.lock().kill_cgroup();
         // A root's end without the launcher's word: it may be gone too.
         if node.parent.is_none() && !node.launcher.is_alive() {
             return self.ended(Exit::Signal(libc::SIGKILL), Usage::default());
@@ -610,6 +628,7 @@ impl Served<'_> {
             }
             inner.exit = Some(exit);
             inner.usage = Some(usage);
+            inner.kill_cgroup();
             let execed = inner.executing.take();
             inner.hang_up();
             let waiter = execed.and_then(|sequence| inner.pending.remove(&sequence));
@@ -867,7 +886,9 @@ impl Served<'_> {
                 if execed {
                     node.launcher.kill(node.id);
                 }
-                node.lock().hang_up();
+                let mut inner = node.lock();
+                inner.kill_cgroup();
+                inner.hang_up();
             }
         }
         After::Alarm(TEARDOWN_DEADLINE, Alarm::Stuck)
@@ -906,6 +927,7 @@ impl Served<'_> {
         if node.launcher.is_alive() || node.parent.is_some() {
             return After::Wait;
         }
+        node.lock().kill_cgroup();
         let gone = {
             let inner = node.lock();
             inner.control.is_none() && !inner.execed

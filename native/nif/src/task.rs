@@ -111,6 +111,7 @@ fn task_root<'a>(
     privilege: Binary<'a>,
     environ: Vec<Binary<'a>>,
     supervise: Option<SuperviseSpec<'a>>,
+    cgroup: bool,
     reference: Reference<'a>,
 ) -> Term<'a> {
     let Some(launcher) = launcher::current(&privilege) else {
@@ -140,6 +141,7 @@ fn task_root<'a>(
         sequence,
         environ,
         supervise,
+        cgroup,
     };
     answer(env, handle.node.ask(build, fds, pending))
 }
@@ -414,17 +416,21 @@ fn task_carry(task: Task) -> Atom {
     atoms::ok()
 }
 
-/// Whether a PID namespace guards what is below it.
+/// What guards what is below it: `:cgroup`, `:pid_namespace` or `:best_effort`.
 #[rustler::nif]
-fn task_in_namespace(task: Task) -> bool {
+fn task_containment(task: Task) -> Atom {
     let mut next = Some(task);
+    let mut found = atoms::best_effort();
     while let Some(task) = next {
+        if task.node.lock().is_in_cgroup() {
+            return atoms::cgroup();
+        }
         if task.node.leads_namespace {
-            return true;
+            found = atoms::pid_namespace();
         }
         next = task.node.parent.and_then(node::find);
     }
-    false
+    found
 }
 
 #[derive(rustler::NifUnitEnum)]

@@ -73,6 +73,8 @@ pub enum ToNode {
         sequence: Sequence,
         environ: Vec<ByteBuf>,
         supervise: Option<Supervise>,
+        /// Its children are born into a cgroup of its own, or it fails with `ENOTSUP`.
+        cgroup: bool,
     },
     /// A child that serves requests too. Descriptors: its control socket, stdin, stdout, stderr.
     /// `clone` holds CLONE_NEW* flags.
@@ -195,6 +197,8 @@ pub enum Handler {
 /// What a process that serves requests says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromNode {
+    /// Of a root, once. Descriptor: its cgroup's `cgroup.kill`.
+    Contained,
     Forked {
         sequence: Sequence,
         task: TaskId,

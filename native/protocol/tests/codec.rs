@@ -340,13 +340,18 @@ fn program() -> impl Strategy<Value = Program> {
 
 fn to_node() -> impl Strategy<Value = ToNode> {
     prop_oneof![
-        (any::<u64>(), vec(bytes(), 0..6), option::of(supervise())).prop_map(
-            |(sequence, environ, supervise)| ToNode::Root {
+        (
+            any::<u64>(),
+            vec(bytes(), 0..6),
+            option::of(supervise()),
+            any::<bool>()
+        )
+            .prop_map(|(sequence, environ, supervise, cgroup)| ToNode::Root {
                 sequence,
                 environ,
                 supervise,
-            }
-        ),
+                cgroup,
+            }),
         any::<[u64; 3]>().prop_map(|[sequence, task, clone]| ToNode::Fork {
             sequence,
             task,
@@ -390,6 +395,7 @@ fn simple_value() -> BoxedStrategy<Value> {
 fn from_node() -> impl Strategy<Value = FromNode> {
     let result = prop_oneof![simple_value().prop_map(Ok), refusal().prop_map(Err),];
     prop_oneof![
+        Just(FromNode::Contained),
         (any::<u64>(), any::<u64>(), any::<i32>()).prop_map(|(sequence, task, pid)| {
             FromNode::Forked {
                 sequence,
@@ -512,7 +518,8 @@ fn every_variant_is_generated(
         },
     }
     match from_node {
-        FromNode::Forked { .. }
+        FromNode::Contained
+        | FromNode::Forked { .. }
         | FromNode::Done { .. }
         | FromNode::Execing { .. }
         | FromNode::Exited { .. }

@@ -21,7 +21,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::prctl;
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{geteuid, pipe2, Pid};
+use nix::unistd::{geteuid, getpid, pipe2, Pid};
 use stdio_protocol::channel::{is_busy, Datagram, Receiver};
 use stdio_protocol::message::{Exit, FromLauncher, Namespaces, RootId, ToLauncher};
 use stdio_protocol::value::Limit;
@@ -85,7 +85,7 @@ pub fn run(control: OwnedFd, signals: SignalFd) -> ExitCode {
         match launcher.turn(&mut receiver) {
             Turn::Next => {}
             Turn::End(code) => return code,
-            Turn::Child { control } => launcher.become_supervisor(control, receiver),
+            Turn::Child { id, control } => launcher.become_supervisor(id, control, receiver),
         }
     }
 }
@@ -96,6 +96,7 @@ enum Turn {
     End(ExitCode),
     /// This process is the child of a fork.
     Child {
+        id: RootId,
         control: OwnedFd,
     },
 }
@@ -108,7 +109,7 @@ impl Launcher {
         if (control || signals) && self.lifeline.is_some() {
             match self.receive(receiver) {
                 Ok(None) => {}
-                Ok(Some(control)) => return Turn::Child { control },
+                Ok(Some((id, control))) => return Turn::Child { id, control },
                 // The trees of a peer that breaks the protocol end with the lifeline.
                 Err(ProtocolError) => return Turn::End(ExitCode::from(EXIT_PROTOCOL)),
             }
@@ -157,12 +158,15 @@ impl Launcher {
     }
 
     /// Takes everything that has arrived. `Some` in the child of a fork.
-    fn receive(&mut self, receiver: &mut Receiver) -> Result<Option<OwnedFd>, ProtocolError> {
+    fn receive(
+        &mut self,
+        receiver: &mut Receiver,
+    ) -> Result<Option<(RootId, OwnedFd)>, ProtocolError> {
         loop {
             match receiver.recv::<ToLauncher>(self.control.as_fd()) {
                 Ok(Some(received)) => {
-                    if let Some(control) = self.handle(received.message, received.fds)? {
-                        return Ok(Some(control));
+                    if let Some(child) = self.handle(received.message, received.fds)? {
+                        return Ok(Some(child));
                     }
                 }
                 Ok(None) => {
@@ -179,7 +183,7 @@ impl Launcher {
         &mut self,
         message: ToLauncher,
         mut fds: Vec<OwnedFd>,
-    ) -> Result<Option<OwnedFd>, ProtocolError> {
+    ) -> Result<Option<(RootId, OwnedFd)>, ProtocolError> {
         match (message, fds.pop(), fds.as_slice()) {
             (ToLauncher::Hello { version, nofile }, None, []) if !self.greeted => {
                 self.greet(&version, nofile).map(|()| None)
@@ -209,6 +213,7 @@ impl Launcher {
             self.flush();
             return Err(ProtocolError);
         }
+        sys::remove_stale_cgroups();
         // The BEAM has raised its own limit; programs get the one it was started with. It may
         // lie above what is allowed here (another user's helper): then ours stays.
         if let Ok(resource) = i32::try_from(libc::RLIMIT_NOFILE) {
@@ -218,13 +223,13 @@ impl Launcher {
     }
 
     /// `Some` in the child.
-    fn fork(&mut self, id: RootId, control: OwnedFd) -> Option<OwnedFd> {
+    fn fork(&mut self, id: RootId, control: OwnedFd) -> Option<(RootId, OwnedFd)> {
         match sys::fork(Namespaces::default()) {
             Ok(Fork::Parent(pid)) => {
                 self.roots.insert(pid, id);
                 None
             }
-            Ok(Fork::Child) => Some(control),
+            Ok(Fork::Child) => Some((id, control)),
             Err(errno) => {
                 self.send(&FromLauncher::ForkFailed {
                     id,
@@ -237,12 +242,13 @@ impl Launcher {
 
     /// In the child: the lifeline's write end goes before anything else can fail, and the
     /// launcher's control socket is replaced as fd 0.
-    fn become_supervisor(self, control: OwnedFd, receiver: Receiver) -> ! {
+    fn become_supervisor(self, id: RootId, control: OwnedFd, receiver: Receiver) -> ! {
         drop((self.lifeline, self.peer));
         sys::replace_stdin(self.control, control).map_or_else(
             |errno| sys::die("dup2", errno),
             |control| {
                 supervisor::run(Inherited {
+                    id,
                     control,
                     lifeline: self.lifeline_read,
                     signals: self.signals,
@@ -284,10 +290,15 @@ impl Launcher {
             return;
         }
         let orphans = reap::kill_children_except(|pid| self.roots.contains_key(&pid));
+        let me = getpid();
+        let gone = |exited: &FromLauncher| match exited {
+            FromLauncher::Exited { id, .. } => sys::end_cgroup_of(me, *id),
+            _ => true,
+        };
         let now = Instant::now();
         let (done, chased) = std::mem::take(&mut self.chased)
             .into_iter()
-            .partition(|(_, give_up)| orphans == 0 || *give_up <= now);
+            .partition(|(exited, give_up)| (gone(exited) && orphans == 0) || *give_up <= now);
         self.chased = chased;
         for (exited, _) in done {
             self.send(&exited);

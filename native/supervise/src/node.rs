@@ -19,19 +19,19 @@ use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getpid, pipe2, write, Pid};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, pipe2, write, Pid};
 use serde_bytes::ByteBuf;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
 use stdio_protocol::filter::CallFilter;
 use stdio_protocol::message::{
-    Exec, Filter, FromNode, Handler, Program, Redirect, Refusal, Sequence, Setting, Step,
+    Exec, Filter, FromNode, Handler, Program, Redirect, Refusal, RootId, Sequence, Setting, Step,
     Supervise, TaskId, ToNode, ToRoot,
 };
 use stdio_protocol::value::Value;
 
 use crate::call::{self, Context};
 use crate::supervisor::Inherited;
-use crate::sys::{self, Ended, Fork, Procfs};
+use crate::sys::{self, Cgroup, Ended, Fork, Procfs};
 use crate::{exec, reap, task};
 
 /// Between `signaloneof` and SIGKILL.
@@ -48,11 +48,15 @@ enum Place {
     /// Forked by the launcher, whose death the lifeline tells.
     Root {
         lifeline: OwnedFd,
+        /// What its children are born into.
+        cgroup: Option<Cgroup>,
     },
     Task,
 }
 
 struct Node {
+    /// Of a root, the launcher's name for it.
+    id: RootId,
     control: OwnedFd,
     signals: SignalFd,
     receiver: Receiver,
@@ -121,12 +125,17 @@ pub fn serve_root(inherited: Inherited, first: ToNode, fds: Vec<OwnedFd>) -> ! {
         lifeline,
         signals,
         receiver,
+        id,
     } = inherited;
     let node = Node {
+        id,
         control,
         signals,
         receiver,
-        place: Place::Root { lifeline },
+        place: Place::Root {
+            lifeline,
+            cgroup: None,
+        },
         context: Context::default(),
         children: HashMap::new(),
         handlers: Handlers::default(),
@@ -192,7 +201,7 @@ impl Node {
             PollFd::new(self.control.as_fd(), wanted),
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
         ];
-        if let Place::Root { lifeline } = &self.place {
+        if let Place::Root { lifeline, .. } = &self.place {
             fds.push(PollFd::new(lifeline.as_fd(), PollFlags::POLLIN));
         }
         let timeout = at_most.map_or(PollTimeout::NONE, |pause| {
@@ -228,7 +237,15 @@ impl Node {
                 sequence,
                 environ,
                 supervise,
-            } => self.become_root(sequence, environ, supervise, fds)?,
+                cgroup,
+            } => {
+                self.become_root(environ, fds)?;
+                let contained = if cgroup { self.contain() } else { Ok(()) };
+                let supervised = contained
+                    .and_then(|()| supervise.map_or(Ok(()), |supervise| self.supervise(supervise)));
+                let pid = Value::Int(i128::from(getpid().as_raw()));
+                self.done(sequence, 0, supervised.map(|()| pid));
+            }
             ToNode::Fork {
                 sequence,
                 task,
@@ -255,13 +272,7 @@ impl Node {
     }
 
     /// A root gets descriptors 0-2 too; its control socket, which is fd 0, moves out of the way.
-    fn become_root(
-        &mut self,
-        sequence: Sequence,
-        environ: Vec<ByteBuf>,
-        supervise: Option<Supervise>,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), Stop> {
+    fn become_root(&mut self, environ: Vec<ByteBuf>, fds: Vec<OwnedFd>) -> Result<(), Stop> {
         let Ok([stdin, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else {
             return Err(Stop::Protocol);
         };
@@ -273,10 +284,36 @@ impl Node {
             .map_err(|_| Stop::Protocol)?;
         self.context.environ = environ.into_iter().map(ByteBuf::into_vec).collect();
         self.protect();
-        let pid = Value::Int(i128::from(getpid().as_raw()));
-        let supervised = supervise.map_or(Ok(()), |supervise| self.supervise(supervise));
-        self.done(sequence, 0, supervised.map(|()| pid));
         Ok(())
+    }
+
+    /// Its children will be born into a cgroup, which the NIF may kill too: it holds a descriptor for
+    /// that, should every helper be dead.
+    fn contain(&mut self) -> Result<(), Refusal> {
+        let Place::Root { cgroup, .. } = &mut self.place else {
+            return Err(Refusal::Errno(libc::ENOTSUP));
+        };
+        let created = Cgroup::create(getppid(), self.id)
+            .and_then(|created| {
+                channel::send(
+                    &self.control,
+                    &FromNode::Contained,
+                    &[created.kill_descriptor()],
+                )
+                .map_err(|error| error.errno())?;
+                Ok(created)
+            })
+            // Whatever it was, there is none.
+            .map_err(|_| Refusal::Errno(libc::ENOTSUP))?;
+        *cgroup = Some(created);
+        Ok(())
+    }
+
+    fn cgroup(&self) -> Option<&Cgroup> {
+        match &self.place {
+            Place::Root { cgroup, .. } => cgroup.as_ref(),
+            Place::Task => None,
+        }
     }
 
     /// The child serves requests too, and so goes on in here.
@@ -301,6 +338,12 @@ impl Node {
         match born {
             Ok((Fork::Parent(pid), _, go)) => {
                 self.children.insert(pid, task);
+                if let Some(Err(errno)) = self.cgroup().map(|cgroup| cgroup.enter(pid)) {
+                    // Its end is nobody's to hear of: the go-ahead never comes.
+                    self.children.remove(&pid);
+                    self.done(sequence, 0, Err(Refusal::Errno(errno as i32)));
+                    return Ok(());
+                }
                 // Recorded: from here on it may run. EPIPE: it was killed, which wait reports.
                 let _ = write(&go, &pid.as_raw().to_ne_bytes());
                 self.tell(&FromNode::Forked {
@@ -357,8 +400,12 @@ impl Node {
     /// To calls, the descriptors that serving needs do not exist.
     fn protect(&mut self) {
         self.context.protected = vec![self.control.as_raw_fd(), self.signals.as_raw_fd()];
-        if let Place::Root { lifeline } = &self.place {
+        if let Place::Root { lifeline, cgroup } = &self.place {
             self.context.protected.push(lifeline.as_raw_fd());
+            let kill = cgroup.as_ref().map(Cgroup::kill_descriptor);
+            self.context
+                .protected
+                .extend(kill.as_ref().map(AsRawFd::as_raw_fd));
         }
     }
 
@@ -705,6 +752,9 @@ impl Node {
 
     fn reap_tree(&mut self, sequence: Sequence) {
         let give_up = Instant::now() + TEARDOWN_DEADLINE;
+        if let Some(cgroup) = self.cgroup() {
+            cgroup.kill();
+        }
         let result = loop {
             if self.reap() || reap::signal_descendants(libc::SIGKILL) == 0 {
                 break Ok(Value::Atom("ok".to_owned()));
@@ -751,7 +801,20 @@ impl Node {
             Stop::Protocol => EXIT_PROTOCOL,
         };
         self.end_children();
+        self.remove_cgroup();
         sys::exit(status)
+    }
+
+    /// What was killed in it may take a moment to leave it. The launcher tries again if this process is
+    /// not given the time.
+    fn remove_cgroup(&self) {
+        let give_up = Instant::now() + TEARDOWN_DEADLINE;
+        while let Some(cgroup) = self.cgroup() {
+            if cgroup.remove() || give_up <= Instant::now() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Rule 3.
@@ -769,6 +832,9 @@ impl Node {
             while Instant::now() < until && !self.reap() {
                 self.wait_for_child();
             }
+        }
+        if let Some(cgroup) = self.cgroup() {
+            cgroup.kill();
         }
         let give_up = Instant::now() + TEARDOWN_DEADLINE;
         let root = matches!(self.place, Place::Root { .. });

@@ -21,7 +21,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::{getegid, geteuid, getpgid, getpid, pipe2, write, Pid};
 use stdio_protocol::channel::{self, Receiver};
 use stdio_protocol::message::{
-    Escalation, Exit, FromRoot, FromTask, Plan, Stage, Start, ToNode, ToRoot, Usage,
+    Escalation, Exit, FromRoot, FromTask, Plan, RootId, Stage, Start, ToNode, ToRoot, Usage,
 };
 
 use crate::sys::{self, Fork};
@@ -38,6 +38,7 @@ const EXIT_UNREPORTED: i32 = 4;
 
 /// What a supervisor gets from the launcher.
 pub struct Inherited {
+    pub id: RootId,
     pub control: OwnedFd,
     /// Read end; it reaches end of file when the launcher dies.
     pub lifeline: OwnedFd,

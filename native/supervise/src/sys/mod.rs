@@ -3,6 +3,8 @@
 #[cfg(target_os = "linux")]
 mod calls;
 #[cfg(target_os = "linux")]
+mod cgroup;
+#[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
 mod memory;
@@ -11,4 +13,4 @@ mod mount;
 #[cfg(target_os = "linux")]
 mod title;
 #[cfg(target_os = "linux")]
-pub use {calls::*, linux::*, memory::Argument, mount::*, title::*};
+pub use {calls::*, cgroup::*, linux::*, memory::Argument, mount::*, title::*};
