@@ -404,6 +404,9 @@ defmodule Stdio.Daemon do
   defp element(terminal, state) do
     Output.finish(state.output)
     {:stop, state.exit_reason.(terminal), state}
+  catch
+    # In the state that terminate/2 would get otherwise, the program has not ended.
+    kind, reason -> {:stop, stop_reason({kind, reason, __STACKTRACE__}), state}
   end
 
   # As if it had been raised here.

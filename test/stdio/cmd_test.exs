@@ -55,12 +55,12 @@ defmodule Stdio.CmdTest do
     end
 
     test "by a deadline" do
-      assert Stdio.cmd("echo a; sleep 60", timeout: 300) == {"a\n", {:termsig, :sigkill}}
+      assert Stdio.cmd("echo a; sleep 60", timeout: 1000) == {"a\n", {:termsig, :sigkill}}
       line = "trap 'echo bye; exit 7' TERM; while :; do sleep 0.05; done"
 
       # A `sleep` gets the signal too, of which some shells tell.
       polite = [kill_signal: :sigterm, kill_timeout: 20_000, stderr: :null]
-      assert Stdio.cmd(line, [timeout: 300] ++ polite) == {"bye\n", 7}
+      assert Stdio.cmd(line, [timeout: 1000] ++ polite) == {"bye\n", 7}
     end
   end
 
@@ -71,9 +71,12 @@ defmodule Stdio.CmdTest do
     end
 
     test "is collected as it comes" do
-      sink = %Sink{pid: self()}
-      assert Stdio.cmd("echo a; sleep 0.2; echo b", into: sink) == {sink, 0}
-
+      # The program gets its line when its first output has been collected.
+      collected = :counters.new(1, [])
+      wait = fn -> Proc.wait_until(fn -> :counters.get(collected, 1) > 0 end, 10_000) end
+      input = Stream.map(["b\n"], fn line -> wait.() && line end)
+      sink = %Sink{pid: self(), fun: fn _ -> :counters.add(collected, 1, 1) end}
+      assert Stdio.cmd("echo a; read x; echo $x", into: sink, input: input) == {sink, 0}
       assert received() == [:opened, {:data, "a\n"}, {:data, "b\n"}, :done]
     end
 

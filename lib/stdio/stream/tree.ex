@@ -205,6 +205,8 @@ defmodule Stdio.Stream.Tree do
     running? = phases.onexit.(run.config).(tree)
     if running?, do: await_others(pipeline, run.task)
     if supervisor.atexit != :noshutdown, do: reap(supervisor)
+  after
+    # Whatever onexit does, the terminal element is not to be waited for in vain.
     Native.task_release(run.task.ref)
   end
 
