@@ -224,9 +224,9 @@ defmodule Stdio.Daemon do
     %Handle{task: task, span: span} = handle(server)
 
     # Its parent makes the call, in whose namespace the process id is the program's.
-    case Stdio.Process.alive?(task) && Stdio.Task.parent(task) do
+    case Stdio.Task.parent(task) do
       %Stdio.Task{} = parent -> Stdio.Task.kill(parent, span.os_pid, number)
-      _ended -> {:error, :esrch}
+      :noproc -> {:error, :esrch}
     end
   end
 
@@ -242,7 +242,17 @@ defmodule Stdio.Daemon do
   | `:containment` | `:best_effort` or `:pid_namespace` |
   | `:rusage` | only once the program has ended, as in `:exit_reason`: see `Stdio.Task.rusage/1` |
   """
-  @spec stats(GenServer.server()) :: %{atom => term}
+  @spec stats(GenServer.server()) :: %{
+          required(:os_pid) => pos_integer,
+          required(:command) => Stdio.command(),
+          required(:started_at) => DateTime.t(),
+          required(:uptime_ms) => non_neg_integer,
+          required(:stdin_bytes) => non_neg_integer,
+          required(:stdout_bytes) => non_neg_integer,
+          required(:stderr_bytes) => non_neg_integer,
+          required(:containment) => :best_effort | :pid_namespace,
+          optional(:rusage) => map
+        }
   def stats(server) do
     %Handle{task: task, span: span, started_at: started_at} = handle(server)
     uptime = System.monotonic_time() - span.began
