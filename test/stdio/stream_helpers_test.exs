@@ -122,7 +122,8 @@ defmodule Stdio.StreamHelpersTest do
     end
 
     test "of a flood, as many as are wanted" do
-      assert Stdio.stream!("yes") |> lines() |> Enum.take(3) == List.duplicate({:stdout, "y\n"}, 3)
+      assert Stdio.stream!("yes") |> lines() |> Enum.take(3) ==
+               List.duplicate({:stdout, "y\n"}, 3)
     end
 
     test "of a program" do
