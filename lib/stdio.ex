@@ -57,7 +57,7 @@ defmodule Stdio do
   """
   @spec stream!(command, Phases.behaviour(), Config.t()) :: Enumerable.t()
   def stream!(command, behaviour \\ Stdio.Process, config \\ []) do
-    run(command, behaviour, config, :stream, nil)
+    __run__(command, behaviour, config, :stream, nil)
   end
 
   @doc """
@@ -75,8 +75,52 @@ defmodule Stdio do
   """
   @spec pipe!(Enumerable.t(), command, Phases.behaviour(), Config.t()) :: Enumerable.t()
   def pipe!(enum, command, behaviour \\ Stdio.Process, config \\ []) do
-    run(command, behaviour, config, :pipe, {:feed, enum})
+    __run__(command, behaviour, config, :pipe, {:feed, enum})
   end
+
+  @doc """
+  Runs a program to its end: `{output, exit}`, where `exit` is 0..255, or `{:termsig, signal}`.
+
+  | call | |
+  |---|---|
+  | `cmd(program, args, opts \\\\ [])` | binaries, as for `System.cmd/3`; a `program` without `/` is searched along the `PATH` of its environment |
+  | `cmd(command)`, `cmd(command, opts)` | any command of `stream!/3`: a binary is a shell line |
+
+  The second argument is `opts` exactly when it is a keyword list that is not empty, so
+  `cmd("ls", [])` runs the program `ls`.
+
+      iex> Stdio.cmd("echo", ["hi"])
+      {"hi\\n", 0}
+      iex> Stdio.cmd("tr a-z A-Z | rev", input: "abc")
+      {"CBA", 0}
+      iex> Stdio.cmd("printf 'a\\nb'; kill $$", lines: 1024, into: [])
+      {["a", "b"], {:termsig, :sigterm}}
+
+  | option | default | |
+  |---|---|---|
+  | `:into` | `""` | a Collectable; gets stdout as it comes |
+  | `:lines` | | a positive integer: `:into` gets whole lines without `"\\n"`, however long; the number is a hint of their length |
+  | `:input` | | a binary or an enumerable of iodata, fed as by `pipe!/4`. Without it stdin is `/dev/null` |
+  | `:stderr_to_stdout` | `false` | the same as `stderr: :stdout`. Otherwise stderr is written to the `:standard_error` device as it comes, or dropped with `stderr: :null` |
+  | `:arg0` | | a binary: what the program sees as its name |
+  | `:behaviour` | `Stdio.Process` | as for `stream!/3` |
+  | `:parallelism` | | accepted and ignored |
+
+  All others are those of `Stdio.Config`: `:cd`, `:env`, `:timeout`, … Unlike `System.cmd/3`, the
+  program does not inherit the BEAM's environment (`environ: :inherit`), and what cannot be started
+  is a `Stdio.StreamError`, `Stdio.OpError` or ArgumentError. Everything the program has started is
+  gone when the call returns, also by an exception.
+  """
+  @spec cmd(command) :: {Collectable.t(), 0..255 | {:termsig, atom}}
+  def cmd(command), do: Stdio.Cmd.command(command, [])
+
+  @doc "`cmd(command, opts)` or `cmd(program, args)`; see `cmd/1`."
+  @spec cmd(command, keyword | [binary]) :: {Collectable.t(), 0..255 | {:termsig, atom}}
+  def cmd(command, args_or_opts), do: Stdio.Cmd.either(command, args_or_opts)
+
+  @doc "A program, its arguments and options; see `cmd/1`."
+  @spec cmd(binary, [binary], keyword) :: {Collectable.t(), 0..255 | {:termsig, atom}}
+  def cmd(program, args, opts), do: Stdio.Cmd.program(program, args, opts)
 
   @doc """
   The phases of `behaviour`, a keyword list, with a supervisor that exists already.
@@ -308,16 +352,38 @@ defmodule Stdio do
     onexit: &Stdio.Process.onexit/1
   ]
 
-  defp run(command, behaviour, config, verb, input) do
-    phases = Phases.new!(behaviour)
-    config = Config.validate!(config, phases.options, verb, phases.module)
-    normal = Command.normalize!(command, Config.get(config, :search, phases.module))
-    run = %{command: command, normal: normal, config: config, input: input}
+  @doc false
+  # The stream; `others` are options that only a message about an unknown one has to name.
+  @spec __run__(command, Phases.behaviour(), Config.t(), :stream | :pipe, term, [atom]) ::
+          Enumerable.t()
+  def __run__(command, behaviour, config, verb, input, others \\ []) do
+    %{phases: phases} = run = __prepare__(command, behaviour, config, verb, input, others)
 
     shipped? = Enum.all?(@plan, fn {phase, shipped} -> Map.fetch!(phases, phase) == shipped end)
 
-    if shipped? and Config.get(config, :containment) != :cgroup,
-      do: Runner.stream(Map.put(run, :behaviour, Stdio.Process)),
-      else: Tree.stream(Map.put(run, :phases, phases))
+    if shipped? and Config.get(run.config, :containment) != :cgroup,
+      do: Runner.stream(Map.delete(run, :phases)),
+      else: Tree.stream(run)
   end
+
+  @doc false
+  # The validated arguments of Tree.stream/1 and Tree.open/1.
+  @spec __prepare__(command, Phases.behaviour(), Config.t(), :stream | :pipe, term, [atom]) :: map
+  def __prepare__(command, behaviour, config, verb, input, others \\ []) do
+    phases = Phases.new!(behaviour)
+    config = Config.validate!(config, own(phases.options, others), verb, phases.module)
+    normal = Command.normalize!(command, Config.get(config, :search, phases.module))
+
+    %{
+      command: command,
+      normal: normal,
+      config: config,
+      behaviour: behaviour,
+      phases: phases,
+      input: input
+    }
+  end
+
+  defp own(:any, _others), do: :any
+  defp own(options, others), do: options ++ others
 end

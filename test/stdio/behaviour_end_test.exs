@@ -236,6 +236,18 @@ defmodule Stdio.BehaviourEndTest do
       end
     end
 
+    test "an onexit that raises is raised, at once, and the tree is gone", %{mark: mark} do
+      command = [Proc.fixture("fork-tree"), mark, "1", "1", "--leader-exits", "0"]
+      behaviour = [onexit: fn _ -> fn _ -> raise "mine" end end]
+
+      {elapsed, _} =
+        timed(fn -> assert_raise RuntimeError, "mine", fn -> run(command, behaviour) end end)
+
+      assert elapsed < 15_000
+      assert Proc.find(mark) == []
+      assert messages() == []
+    end
+
     test "a signal to the supervisor is forwarded" do
       # A child would get it too, and of its end the shell would tell.
       line = "trap 'exit 9' HUP; kill -HUP $PPID; read x; read x"

@@ -111,6 +111,21 @@ defmodule Stdio.StreamHelpersTest do
       assert us < 10_000_000
     end
 
+    test "of a program, in chunks of any size" do
+      line = "printf 'é\\n\\n\\377\\000x\\n'; printf 'last'"
+      whole = [stdout: "é\n", stdout: "\n", stdout: <<255, 0, ?x, ?\n>>, stdout: "last"]
+
+      for size <- [1, 2, 3, 65_536] do
+        stream = Stdio.stream!(line, Stdio.Process, max_chunk: size)
+        assert lined(stream) == whole ++ [exit_status: 0]
+      end
+    end
+
+    test "of a flood, as many as are wanted" do
+      assert Stdio.stream!("yes") |> lines() |> Enum.take(3) ==
+               List.duplicate({:stdout, "y\n"}, 3)
+    end
+
     test "of a program" do
       line = "printf 'a\\nb'; sleep 0.05; printf 'c\\n'; printf e >&2"
 

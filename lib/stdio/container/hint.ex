@@ -16,6 +16,14 @@ defmodule Stdio.Container.Hint do
     "Stdio.Container needs root: call Stdio.setuid() first, or use Stdio.Rootless"
   end
 
+  @doc "For a PID namespace that was asked for."
+  @spec pid_namespace(atom) :: String.t()
+  def pid_namespace(reason) do
+    "The kernel refused a new PID namespace (#{reason}). Without root it needs user namespaces: " <>
+      "see the sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and " <>
+      "kernel.apparmor_restrict_unprivileged_userns."
+  end
+
   @doc "For a limit that was reached."
   @spec limits(atom) :: String.t() | nil
   def limits(:enospc) do

@@ -15,8 +15,9 @@ defmodule Stdio.Stream.Feeder do
   # Looks, about a millisecond each. The core gives up on a stuck helper before that.
   @programs_deadline 20_000
 
-  @typedoc "How to write, as `Stdio.Native.write/3` without the handle, and how to close."
-  @type sink :: {(binary, reference -> :ok | :wait | {:error, :epipe}), (() -> term)}
+  @typedoc "How to write, as `Stdio.Native.write/3` without the handle, to close, and to count."
+  @type sink ::
+          {(binary, reference -> :ok | :wait | {:error, :epipe}), (() -> term), (binary -> term)}
 
   @spec start(Enumerable.t(), sink, reference) :: {pid, reference}
   def start(enum, sink, ref) do
@@ -77,8 +78,14 @@ defmodule Stdio.Stream.Feeder do
     end)
   end
 
-  defp feed(enum, {write, close}, ref, consumer) do
-    Enum.reduce_while(enum, :ok, fn data, :ok -> write(write, IO.iodata_to_binary(data)) end)
+  defp feed(enum, {write, close, count}, ref, consumer) do
+    Enum.reduce_while(enum, :ok, fn data, :ok ->
+      data = IO.iodata_to_binary(data)
+      written = write(write, data)
+      if written == {:cont, :ok}, do: count.(data)
+      written
+    end)
+
     close.()
   catch
     kind, reason -> send(consumer, {ref, :feed, kind, reason, __STACKTRACE__})

@@ -16,7 +16,7 @@ defmodule Stdio.Stream.Runner do
 
   require Logger
 
-  alias Stdio.{Command, Config, Launcher, Native, OpError, StreamError}
+  alias Stdio.{Command, Config, Launcher, Native, OpError, Rusage, StreamError, Telemetry}
   alias Stdio.Stream.Feeder
 
   # From here on copying arguments and environment takes a while: dirty I/O.
@@ -42,12 +42,15 @@ defmodule Stdio.Stream.Runner do
     :handle,
     :ref,
     :feeder,
+    :span,
     # streams to read, next one first
     in_hand: [],
     # chunks read since the mailbox was looked at
     reads: 0,
     # the terminal element, once it is known
     exit: nil,
+    # what it used, likewise
+    usage: nil,
     # monotonic ms until which pipes are waited for after the end
     give_up: nil,
     # streams without an end, after the end
@@ -58,14 +61,15 @@ defmodule Stdio.Stream.Runner do
   @doc "The lazy stream. `input` is `nil`, or `{:feed, enumerable}`."
   @spec stream(map) :: Enumerable.t()
   def stream(%{command: _, normal: _, config: _, behaviour: _, input: _} = run) do
-    Stream.resource(fn -> start(struct!(__MODULE__, run)) end, &next/1, &stop/1)
+    start = fn span -> start(struct!(__MODULE__, Map.put(run, :span, span))) end
+    Stream.resource(fn -> Telemetry.span(run, &Stdio.Process.init/1, start) end, &next/1, &stop/1)
   end
 
   defp start(%__MODULE__{normal: :empty} = run), do: raise_error(run, "subprocess", :enoent)
 
   defp start(run) do
     %{run | privilege: Launcher.privilege()}
-    |> execute(run.behaviour.ops(run.config), 2)
+    |> execute(Stdio.Process.ops(run.config), 2)
     |> feed()
   end
 
@@ -74,7 +78,7 @@ defmodule Stdio.Stream.Runner do
     run = spawn_program(%{run | ref: make_ref()}, spec(run, ops), ops)
 
     case await_start(run, ops) do
-      :ok -> run
+      {:ok, os_pid} -> %{run | span: Telemetry.started(run.span, os_pid)}
       :launcher when tries > 1 -> execute(run, ops, tries - 1)
       :launcher -> spawn_error(run, :launcher, ops)
     end
@@ -83,7 +87,7 @@ defmodule Stdio.Stream.Runner do
   defp feed(%{input: nil} = run), do: run
 
   defp feed(%{input: {:feed, enum}} = run) do
-    %{run | feeder: Feeder.start(enum, sink(run.handle), run.ref)}
+    %{run | feeder: Feeder.start(enum, sink(run), run.ref)}
   catch
     # No process to be had: the program has started, and nobody would stop it.
     kind, reason ->
@@ -91,8 +95,10 @@ defmodule Stdio.Stream.Runner do
       :erlang.raise(kind, reason, __STACKTRACE__)
   end
 
-  defp sink(handle),
-    do: {&Native.write(handle, &1, &2), fn -> Native.close_stdin(handle) end}
+  defp sink(%{handle: handle, span: span}) do
+    {&Native.write(handle, &1, &2), fn -> Native.close_stdin(handle) end,
+     &Telemetry.count(span, :stdin, &1)}
+  end
 
   defp spec(%{normal: %Command{} = command, config: config, privilege: privilege}, ops) do
     limits = Config.limits_ms(config)
@@ -191,7 +197,7 @@ defmodule Stdio.Stream.Runner do
   # The core has a deadline for a helper that does not answer, so this wait ends.
   defp await_start(%{ref: ref} = run, ops) do
     receive do
-      {^ref, :started, _os_pid} -> :ok
+      {^ref, :started, os_pid} -> {:ok, os_pid}
       {^ref, :failed, :launcher, _reason} -> :launcher
       {^ref, :failed, place, reason} -> start_error(run, place, reason, ops)
     end
@@ -208,7 +214,7 @@ defmodule Stdio.Stream.Runner do
 
   defp start_error(run, place, reason, _ops) when place in [:fork, :setup] do
     if Config.get(run.config, :containment) == :pid_namespace do
-      raise_error(run, "supervisor", :enotsup, namespace_hint(reason))
+      raise_error(run, "supervisor", :enotsup, Stdio.Container.Hint.pid_namespace(reason))
     else
       raise OpError.fork(reason)
     end
@@ -220,12 +226,6 @@ defmodule Stdio.Stream.Runner do
         "among its options, and at who else may kill processes of its user."
 
     raise_error(run, "subprocess", reason, hint)
-  end
-
-  defp namespace_hint(reason) do
-    "The kernel refused a new PID namespace (#{reason}). Without root it needs user namespaces: " <>
-      "see the sysctls user.max_user_namespaces, kernel.unprivileged_userns_clone and " <>
-      "kernel.apparmor_restrict_unprivileged_userns."
   end
 
   # As Stdio.Op.Runner has it: the message shows the call, the field `op` what was written. The task
@@ -248,6 +248,7 @@ defmodule Stdio.Stream.Runner do
   defp next(%{in_hand: [stream | others], reads: reads} = run) when reads < @look do
     case Native.read(run.handle, stream) do
       chunk when is_binary(chunk) ->
+        Telemetry.count(run.span, stream, chunk)
         {[{stream, chunk}], %{run | in_hand: others ++ [stream], reads: reads + 1}}
 
       :empty when run.exit != nil ->
@@ -270,16 +271,19 @@ defmodule Stdio.Stream.Runner do
     monitor = feeder && elem(feeder, 1)
 
     receive do
-      {^ref, {stream, _chunk} = element} when stream in [:stdout, :stderr] ->
+      {^ref, {stream, chunk} = element} when stream in [:stdout, :stderr] ->
+        Telemetry.count(run.span, stream, chunk)
         {[element], %{run | in_hand: run.in_hand ++ [stream]}}
 
-      {^ref, :exit, exit, _rusage, survivors} ->
+      {^ref, :exit, exit, usage, survivors} ->
         warn(run, survivors)
         give_up = System.monotonic_time(:millisecond) + @escaped_grace
-        next(%{run | exit: terminal(exit), give_up: give_up, in_hand: [:stdout, :stderr]})
+        run = %{run | exit: terminal(exit), usage: Rusage.new(usage)}
+        next(%{run | give_up: give_up, in_hand: [:stdout, :stderr]})
 
       # Stream.resource/3 calls stop/1 before the consumer sees it.
       {^ref, :feed, kind, reason, stacktrace} ->
+        Telemetry.failed(run.span, kind, reason, stacktrace)
         :erlang.raise(kind, reason, stacktrace)
 
       {:DOWN, ^monitor, :process, _, :normal} ->
@@ -287,6 +291,7 @@ defmodule Stdio.Stream.Runner do
 
       # Killed from outside, for instance through a link that the enumerable had made.
       {:DOWN, ^monitor, :process, _, reason} ->
+        Telemetry.failed(run.span, :exit, reason, [])
         exit(reason)
     after
       timeout -> waited(run)
@@ -321,28 +326,37 @@ defmodule Stdio.Stream.Runner do
   defp terminal({:signal, signal}), do: {:termsig, Stdio.Signal.signal_name(signal)}
 
   # Runs after the last element, and when the consumer halts or raises before it.
-  defp stop(%{ended: true} = run), do: Feeder.stop(run.feeder, run.ref)
+  defp stop(%{ended: true} = run) do
+    Feeder.stop(run.feeder, run.ref)
+    Telemetry.stopped(run.span, run.exit, run.usage)
+  end
 
   defp stop(%{exit: nil} = run) do
     Feeder.stop(run.feeder, run.ref)
     grace = Config.limits_ms(run.config).kill_timeout
     Native.stop(run.handle, Config.kill_signal(run.config), grace)
-    drop(run, min(grace + @stop_deadline, @longest_wait))
+    {exit, usage} = drop(run, min(grace + @stop_deadline, @longest_wait))
     Native.close_outputs(run.handle)
+    Telemetry.stopped(run.span, exit, usage)
   end
 
   # It has ended, and the consumer does not want the rest.
   defp stop(run) do
     Feeder.stop(run.feeder, run.ref)
     Native.close_outputs(run.handle)
+    Telemetry.stopped(run.span, run.exit, run.usage)
   end
 
   defp drop(%{ref: ref} = run, timeout) do
     receive do
-      {^ref, {_stream, _chunk}} -> drop(run, timeout)
-      {^ref, :exit, _exit, _rusage, survivors} -> warn(run, survivors)
+      {^ref, {_stream, _chunk}} ->
+        drop(run, timeout)
+
+      {^ref, :exit, exit, usage, survivors} ->
+        warn(run, survivors)
+        {terminal(exit), Rusage.new(usage)}
     after
-      timeout -> :ok
+      timeout -> {{:termsig, :sigkill}, nil}
     end
   end
 end

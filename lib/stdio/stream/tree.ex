@@ -13,7 +13,19 @@ defmodule Stdio.Stream.Tree do
   #   3. Messages of the pipeline's tasks are this stream's; all of them are gone at its end.
   #   4. What a callback raises at the end goes to the consumer, after everything was ended.
 
-  alias Stdio.{AtExit, Command, Config, Launcher, Native, Op, ProcessTree, StreamError}
+  alias Stdio.{
+    AtExit,
+    Command,
+    Config,
+    Launcher,
+    Native,
+    Op,
+    ProcessTree,
+    StreamError,
+    Telemetry
+  }
+
+  alias Stdio.Container.Hint
   alias Stdio.Stream.Feeder
 
   # Chunks: the most that are under way, and what is granted at a time.
@@ -21,32 +33,52 @@ defmodule Stdio.Stream.Tree do
   @batch 8
   # ms. After the grace period of an escalation; the core gives up on a stuck helper before that.
   @stop_deadline 30_000
+  # The longest that a receive can wait: 49 days.
+  @longest_wait 0xFFFF_FFFF
   # ms that a pipeline's other tasks have to end, once onexit has seen to it.
   @exit_deadline 10_000
 
   @died "The process died while it was set up. Look at the limits among its ops, and at who else " <>
           "may kill processes of its user."
 
-  @enforce_keys [:command, :normal, :config, :phases]
+  @events [:stdout, :stderr, :exit_status, :termsig]
+
+  @enforce_keys [:command, :normal, :config, :phases, :behaviour]
   defstruct [
     :command,
     :normal,
     :config,
     :phases,
+    :behaviour,
     :input,
     :ref,
     :supervisor,
     :pipeline,
     :task,
     :feeder,
+    :span,
+    # the terminal element, once it is known
+    :exit,
     unacknowledged: 0,
     ended: false
   ]
 
+  @type t :: %__MODULE__{}
+
   @doc "The lazy stream. `input` is `nil`, or `{:feed, enumerable}`."
   @spec stream(map) :: Enumerable.t()
   def stream(%{command: _, normal: _, config: _, phases: _, input: _} = run) do
-    Stream.resource(fn -> start(struct!(__MODULE__, run)) end, &next/1, &stop/1)
+    Stream.resource(fn -> open(run) end, &next/1, &close/1)
+  end
+
+  @doc """
+  Starts the program in the calling process, which gets its messages; see `handle/2`. Raises as the
+  stream does.
+  """
+  @spec open(map) :: t
+  def open(run) do
+    start = fn span -> start(struct!(__MODULE__, Map.put(run, :span, span))) end
+    Telemetry.span(run, run.phases.init, start)
   end
 
   defp start(%{normal: :empty} = run), do: raise_error(run, "subprocess", :enoent)
@@ -72,7 +104,7 @@ defmodule Stdio.Stream.Tree do
 
   defp execute(%{phases: phases, config: config} = run) do
     onerror = phases.onerror.(config)
-    init = phases.init.(config)
+    init = namespace(run, phases.init.(config))
     ops = phases.ops.(config)
 
     prepare = fn pipeline ->
@@ -84,10 +116,29 @@ defmodule Stdio.Stream.Tree do
     end
 
     case Op.exec!(run.supervisor, ops, init, onerror, prepare) do
-      {:ok, pipeline} -> %{run | pipeline: pipeline, task: List.last(pipeline).task}
+      {:ok, pipeline} ->
+        %{task: task, pid: pid} = List.last(pipeline)
+        span = %{run.span | containment: Native.task_containment(task.ref)}
+        %{run | pipeline: pipeline, task: task, span: Telemetry.started(span, pid)}
+
       # No errno of execve(2): nobody is there to make the call.
-      {:error, :esrch} -> raise_error(run, "subprocess", :eagain, @died)
-      {:error, reason} -> raise_error(run, "subprocess", reason)
+      {:error, :esrch} ->
+        raise_error(run, "subprocess", :eagain, @died)
+
+      {:error, reason} ->
+        raise_error(run, "subprocess", reason)
+    end
+  end
+
+  # Containment that was asked for and is not to be had is the supervisor's failure.
+  defp namespace(%{phases: %{init: phase}, config: config} = run, init) do
+    if phase == (&Stdio.Process.init/1) and Config.get(config, :containment) == :pid_namespace do
+      fn supervisor ->
+        with {:error, reason} <- init.(supervisor),
+             do: raise_error(run, "supervisor", :enotsup, Hint.pid_namespace(reason))
+      end
+    else
+      init
     end
   end
 
@@ -109,7 +160,10 @@ defmodule Stdio.Stream.Tree do
   defp feed(%{input: nil} = run), do: run
 
   defp feed(%{input: {:feed, enum}, task: task} = run) do
-    sink = {&Native.task_write(task.ref, &1, &2), fn -> Native.task_eof(task.ref, :stdin) end}
+    sink =
+      {&Native.task_write(task.ref, &1, &2), fn -> Native.task_eof(task.ref, :stdin) end,
+       &Telemetry.count(run.span, :stdin, &1)}
+
     %{run | feeder: Feeder.start(enum, sink, run.ref)}
   end
 
@@ -138,27 +192,52 @@ defmodule Stdio.Stream.Tree do
     monitor = feeder && elem(feeder, 1)
 
     receive do
-      {stream, ^task, chunk} when stream in [:stdout, :stderr] ->
-        {[{stream, chunk}], acknowledge(run)}
+      {event, ^task, _} = message when event in @events ->
+        element(handle(run, message))
 
-      {^ref, :ended} ->
-        end_tree(run)
-        next(run)
+      {^ref, :ended} = message ->
+        element(handle(run, message))
 
-      {terminal, ^task, value} when terminal in [:exit_status, :termsig] ->
-        {[{terminal, value}], %{run | ended: true}}
-
-      # Stream.resource/3 calls stop/1 before the consumer sees it.
+      # Stream.resource/3 calls close/1 before the consumer sees it.
       {^ref, :feed, kind, reason, stacktrace} ->
+        Telemetry.failed(run.span, kind, reason, stacktrace)
         :erlang.raise(kind, reason, stacktrace)
 
       {:DOWN, ^monitor, :process, _, :normal} ->
         next(%{run | feeder: nil})
 
       {:DOWN, ^monitor, :process, _, reason} ->
+        Telemetry.failed(run.span, :exit, reason, [])
         exit(reason)
     end
   end
+
+  defp element({nil, run}), do: next(run)
+  defp element({element, run}), do: {[element], run}
+
+  @doc """
+  What a message of the program means: an element, or `nil`; `:unknown` if it is none of its.
+
+  The terminal element makes the run `ended`. What is left of the tree is ended in this call.
+  """
+  @spec handle(t, term) :: {Stdio.element() | nil, t} | :unknown
+  def handle(%{task: task} = run, {stream, task, chunk}) when stream in [:stdout, :stderr] do
+    Telemetry.count(run.span, stream, chunk)
+    {{stream, chunk}, acknowledge(run)}
+  end
+
+  def handle(%{task: task} = run, {terminal, task, value})
+      when terminal in [:exit_status, :termsig] do
+    exit = {terminal, value}
+    {exit, %{run | exit: exit, ended: true}}
+  end
+
+  def handle(%{ref: ref} = run, {ref, :ended}) do
+    end_tree(run)
+    {nil, run}
+  end
+
+  def handle(_run, _message), do: :unknown
 
   defp acknowledge(%{unacknowledged: count} = run) when count == @batch - 1 do
     Stdio.Task.credit(run.task, @batch)
@@ -173,6 +252,7 @@ defmodule Stdio.Stream.Tree do
     running? = phases.onexit.(run.config).(tree)
     if running?, do: await_others(pipeline, run.task)
   after
+    # Whatever onexit does, the terminal element is not to be waited for in vain.
     if supervisor.atexit != :noshutdown, do: reap(supervisor)
     Native.task_release(run.task.ref)
   end
@@ -190,10 +270,13 @@ defmodule Stdio.Stream.Tree do
   defp reap(%Stdio{init: :noproc}), do: :ok
   defp reap(%Stdio{init: task}), do: Stdio.Task.__reap__(task)
 
-  # After the last element, and when the consumer halts or raises before it.
-  defp stop(run) do
+  @doc "After the last element, and when the consumer halts or raises before it."
+  @spec close(t) :: :ok
+  def close(run) do
     Feeder.stop(run.feeder, run.ref)
-    unless run.ended, do: terminate(run)
+    exit = if run.ended, do: run.exit, else: terminate(run)
+    Telemetry.stopped(run.span, exit, Stdio.Task.rusage(run.task))
+    :ok
   after
     try do
       AtExit.run(run.supervisor, run.pipeline)
@@ -202,11 +285,18 @@ defmodule Stdio.Stream.Tree do
     end
   end
 
-  defp terminate(%{task: task, config: config} = run) do
+  @doc "Begins the kill escalation. Its messages come as before, to their end."
+  @spec escalate(t) :: :ok
+  def escalate(%{task: task, config: config}) do
     grace = Config.limits_ms(config).kill_timeout
-    Native.task_setcpid(task.ref, "flowcontrol", -1)
     Native.task_terminate(task.ref, Config.kill_signal(config), grace)
-    drop(run, grace + @stop_deadline)
+  end
+
+  defp terminate(%{task: task, config: config} = run) do
+    Native.task_setcpid(task.ref, "flowcontrol", -1)
+    escalate(run)
+    grace = Config.limits_ms(config).kill_timeout
+    drop(run, min(grace + @stop_deadline, @longest_wait))
   end
 
   # Reads on while the program ends: one that cleans up after itself may have a lot to say.
@@ -222,10 +312,10 @@ defmodule Stdio.Stream.Tree do
           drop(run, timeout)
         end
 
-      {terminal, ^task, _} when terminal in [:exit_status, :termsig] ->
-        :ok
+      {terminal, ^task, value} when terminal in [:exit_status, :termsig] ->
+        {terminal, value}
     after
-      timeout -> :ok
+      timeout -> {:termsig, :sigkill}
     end
   end
 
