@@ -308,8 +308,12 @@ defmodule Stdio.Stream.Tree do
       {^ref, :ended} ->
         try do
           end_tree(run)
-        after
-          drop(run, timeout)
+        catch
+          kind, reason ->
+            drop(run, timeout)
+            :erlang.raise(kind, reason, __STACKTRACE__)
+        else
+          _ -> drop(run, timeout)
         end
 
       {terminal, ^task, value} when terminal in [:exit_status, :termsig] ->
