@@ -190,8 +190,10 @@ defmodule Stdio.Faults.LoadTest do
   @scarce @together <>
             ~S"""
             # A BEAM that is not embedded loads its modules late, and needs descriptors for it.
-            Application.load(:stdio)
-            Enum.each(Application.spec(:stdio, :modules), &Code.ensure_loaded/1)
+            for app <- [:kernel, :stdlib, :elixir, :logger, :stdio] do
+              Application.load(app)
+              :code.ensure_modules_loaded(Application.spec(app, :modules))
+            end
             results = fn tasks -> Task.await_many(tasks, 30_000) end
             tasks = start.(150)
             # Those that got no descriptors are back by now, the others wait.
