@@ -21,9 +21,10 @@ defmodule Stdio.Faults.BombTest do
     {"hoppers without a rest", ["hopper", "8"]}
   ]
 
-  for {name, words} <- @bombs, containment <- [:best_effort, :pid_namespace] do
+  for {name, words} <- @bombs, containment <- [:best_effort, :pid_namespace, :cgroup] do
     @tag words: words, containment: containment
     if containment == :pid_namespace, do: @tag(:userns)
+    if containment == :cgroup, do: @tag(:cgroup)
 
     test "#{name}, #{containment}", %{mark: mark, words: words, containment: containment} do
       [program | words] = words
@@ -56,9 +57,10 @@ defmodule Stdio.Faults.BombTest do
       assert killed, "alive after its consumer was killed"
 
       # The kill loop has to get there before its deadline of 5 s, after which the launcher helps.
-      # Without a rest between two hops that is a matter of luck, and nothing is promised. (The time
+      # Without a rest between two hops that is a matter of luck, and nothing is promised but by a
+      # namespace and a cgroup. (The time
       # of `killed` has its own deadline above, which counts the search for survivors too.)
-      limit = if "--setsid" in words, do: 4_500, else: 10_000
+      limit = if "--setsid" in words or containment != :best_effort, do: 4_500, else: 10_000
       for time <- [halt, exit, timeout], do: assert(time < limit)
 
       report(

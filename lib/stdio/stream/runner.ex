@@ -304,7 +304,7 @@ defmodule Stdio.Stream.Runner do
   defp warn(run, survivors) do
     Logger.warning(
       "#{survivors} processes of #{inspect(run.command)} could not be killed: they belong to " <>
-        "another user"
+        "another user, or the machine was too busy for it"
     )
   end
 

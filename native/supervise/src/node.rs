@@ -30,6 +30,7 @@ use stdio_protocol::message::{
 use stdio_protocol::value::Value;
 
 use crate::call::{self, Context};
+use crate::reap::Killer;
 use crate::supervisor::Inherited;
 use crate::sys::{self, Cgroup, Ended, Fork, Procfs};
 use crate::{exec, reap, task};
@@ -724,6 +725,10 @@ impl Node {
             .find(|(_, child)| **child == task)
             .map(|(pid, _)| *pid);
         if let Some(pid) = pid {
+            // Its own alone, if nobody else is in there.
+            if let (Some(cgroup), 1) = (self.cgroup(), self.children.len()) {
+                cgroup.kill();
+            }
             reap::kill_subtree(pid);
             self.reap();
         }
@@ -755,8 +760,9 @@ impl Node {
         if let Some(cgroup) = self.cgroup() {
             cgroup.kill();
         }
+        let mut killer = Killer::default();
         let result = loop {
-            if self.reap() || reap::signal_descendants(libc::SIGKILL) == 0 {
+            if self.reap() || killer.pass() == 0 {
                 break Ok(Value::Atom("ok".to_owned()));
             }
             if give_up <= Instant::now() {
@@ -764,6 +770,7 @@ impl Node {
             }
             self.wait_for_child();
         };
+        sys::calm_down();
         self.done(sequence, 0, result);
     }
 
@@ -838,9 +845,10 @@ impl Node {
         }
         let give_up = Instant::now() + TEARDOWN_DEADLINE;
         let root = matches!(self.place, Place::Root { .. });
+        let mut killer = Killer::default();
         loop {
             let left = if root {
-                reap::signal_descendants(libc::SIGKILL)
+                killer.pass()
             } else {
                 let children: Vec<_> = self.children.keys().copied().collect();
                 children.iter().map(|pid| reap::kill_subtree(*pid)).sum()

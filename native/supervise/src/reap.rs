@@ -28,7 +28,84 @@ pub fn signal_descendants(signal: i32) -> usize {
     };
     let tree = Tree::walk(&procfs, procfs.me());
     tree.signal(signal);
+    if signal != libc::SIGKILL {
+        sys::calm_down();
+    }
     tree.len()
+}
+
+/// Processes.
+const MANY: usize = 64;
+
+/// SIGKILL to every descendant, pass by pass; returns how many a pass found.
+///
+/// The first passes are cheap and end nearly every tree. One that forks faster than it is killed, or
+/// replaces what dies, is stopped first, from the top, until a walk finds nobody who runs: what is
+/// stopped does not fork, and notices no death.
+#[derive(Clone, Copy, Default)]
+pub struct Killer {
+    passes: u32,
+}
+
+impl Killer {
+    const CHEAP: u32 = 3;
+
+    pub fn pass(&mut self) -> usize {
+        self.passes = self.passes.saturating_add(1);
+        if !is_init() && (self.passes > Self::CHEAP || has_many_below()) {
+            stop_below(None);
+        }
+        signal_descendants(libc::SIGKILL)
+    }
+}
+
+/// SIGSTOP to every descendant of this process, or of a child of it and that too, until a walk meets
+/// no new one, or there are ever more.
+fn stop_below(child: Option<Pid>) {
+    const WALKS: usize = 16;
+    if let Some(child) = child {
+        let _ = sys::kill(child.as_raw(), libc::SIGSTOP);
+    }
+    let mut stopped = HashSet::new();
+    for _ in 0..WALKS {
+        let Some(procfs) = Procfs::find() else {
+            return;
+        };
+        let start = match child {
+            None => Some(procfs.me()),
+            Some(child) => procfs.number(child),
+        };
+        let before = stopped.len();
+        let mut next: Vec<_> = start.into_iter().collect();
+        while let Some(parent) = next.pop() {
+            for number in sys::children(parent).unwrap_or_default() {
+                // Stopped before its children are looked up, so that they are all there.
+                if stopped.insert(number) {
+                    hurry_if_many(stopped.len());
+                    stop(&procfs, number, parent);
+                }
+                next.push(number);
+            }
+        }
+        if stopped.len() == before {
+            return;
+        }
+    }
+}
+
+/// Signals a process if it still is a child of the one that was just read, or was inherited from
+/// that one by this process.
+fn stop(procfs: &Procfs, number: Pid, parent: Pid) {
+    let Some(pid) = procfs.pid(number) else {
+        return;
+    };
+    let Ok(pidfd) = sys::pidfd_open(pid) else {
+        return;
+    };
+    let is_ours = |found| found == parent || found == procfs.me();
+    if procfs.pid(number) == Some(pid) && sys::parent(number).is_some_and(is_ours) {
+        let _ = sys::pidfd_send_signal(&pidfd, libc::SIGSTOP);
+    }
 }
 
 /// SIGKILLs the direct children that are not in `spared`; returns how many there were.
@@ -61,9 +138,12 @@ pub fn signal_if_descendant(pid: Pid, signal: i32) {
 /// What has left the child's tree by a double fork is the subreaper's. If that is this process, it
 /// is found by its process group or session, as long as it has not left these too.
 pub fn kill_subtree(child: Pid) -> usize {
-    const PASSES: usize = 64;
+    const PASSES: u32 = 64;
     let mut seen = HashSet::new();
-    for _ in 0..PASSES {
+    for pass in 0..PASSES {
+        if pass >= Killer::CHEAP {
+            stop_below(Some(child));
+        }
         let Some(procfs) = Procfs::find() else {
             let _ = sys::kill(child.as_raw(), libc::SIGKILL);
             break;
@@ -91,6 +171,7 @@ pub fn kill_subtree(child: Pid) -> usize {
             break;
         }
     }
+    sys::calm_down();
     1
 }
 
@@ -122,6 +203,7 @@ impl<'p> Tree<'p> {
     fn walk(procfs: &'p Procfs, root: Pid) -> Self {
         let lookup = Lookup::new(root);
         let direct = lookup.children(root);
+        hurry_if_many(direct.len());
         let mut tree = Self {
             procfs,
             root,
@@ -135,6 +217,7 @@ impl<'p> Tree<'p> {
                 if tree.all.insert(child) {
                     tree.deeper.push(child);
                     next.push(child);
+                    hurry_if_many(tree.all.len());
                 }
             }
         }
@@ -178,6 +261,31 @@ impl<'p> Tree<'p> {
         if same && sys::parent(number).is_some_and(ours) {
             let _ = sys::pidfd_send_signal(&pidfd, signal);
         }
+    }
+}
+
+/// Whether it takes a while to walk over what is below this process.
+fn has_many_below() -> bool {
+    let Some(procfs) = Procfs::find() else {
+        return false;
+    };
+    let mut found = 0;
+    let mut next = vec![procfs.me()];
+    while let Some(number) = next.pop() {
+        let children = sys::children(number).unwrap_or_default();
+        found += children.len();
+        if found >= MANY {
+            return true;
+        }
+        next.extend(children);
+    }
+    false
+}
+
+/// Thousands that spin would leave no time for walking and killing them.
+fn hurry_if_many(found: usize) {
+    if found >= MANY {
+        sys::hurry();
     }
 }
 

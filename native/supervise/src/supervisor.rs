@@ -24,6 +24,7 @@ use stdio_protocol::message::{
     Escalation, Exit, FromRoot, FromTask, Plan, RootId, Stage, Start, ToNode, ToRoot, Usage,
 };
 
+use crate::reap::Killer;
 use crate::sys::{self, Fork};
 use crate::{exec, node, reap, task, EXIT_PROTOCOL};
 
@@ -83,6 +84,7 @@ enum Phase {
         give_up: Instant,
         next_pass: Instant,
         pause: Duration,
+        killer: Killer,
     },
 }
 
@@ -195,16 +197,18 @@ impl Supervisor {
                 give_up,
                 next_pass,
                 pause,
+                mut killer,
             } if next_pass <= now => {
                 if give_up <= now {
-                    self.finish(reap::signal_descendants(libc::SIGKILL));
+                    self.finish(killer.pass());
                 }
-                reap::signal_descendants(libc::SIGKILL);
+                killer.pass();
                 let pause = LONGEST_PAUSE.min(pause * 2);
                 self.phase = Phase::Killing {
                     give_up,
                     next_pass: now + pause,
                     pause,
+                    killer,
                 };
                 self.reap();
             }
@@ -343,12 +347,14 @@ impl Supervisor {
             return;
         }
         let now = Instant::now();
-        reap::signal_descendants(libc::SIGKILL);
+        let mut killer = Killer::default();
+        killer.pass();
         let pause = Duration::from_millis(1);
         self.phase = Phase::Killing {
             give_up: now + TEARDOWN_DEADLINE,
             next_pass: now + pause,
             pause,
+            killer,
         };
         self.reap();
     }

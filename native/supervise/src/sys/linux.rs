@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_long, c_uint, CStr, CString};
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::signalfd::siginfo;
@@ -472,6 +473,31 @@ fn namespace_pids(number: Pid) -> Vec<Pid> {
         .split_ascii_whitespace()
         .filter_map(parse_pid)
         .collect()
+}
+
+/// Ahead of every ordinary process, where that is permitted (CAP_SYS_NICE); not for what is forked
+/// meanwhile. sched_setscheduler(2)
+pub fn hurry() {
+    if !HURRIES.swap(true, Ordering::Relaxed) {
+        schedule(libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1);
+    }
+}
+
+/// One among the others again.
+pub fn calm_down() {
+    if HURRIES.swap(false, Ordering::Relaxed) {
+        schedule(libc::SCHED_OTHER, 0);
+    }
+}
+
+static HURRIES: AtomicBool = AtomicBool::new(false);
+
+fn schedule(policy: c_int, priority: c_int) {
+    // SAFETY: sched_param is plain data; zero is valid for all of it.
+    let mut parameter: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameter.sched_priority = priority;
+    // SAFETY: `parameter` outlives the call. Without the permission nothing changes.
+    unsafe { libc::sched_setscheduler(0, policy, &parameter) };
 }
 
 /// Whether the process has a handler for the signal: bit `signal - 1` of SigCgt in
