@@ -1,5 +1,5 @@
 defmodule Stdio.Faults.ErrorSweepTest do
-  # FAULTS row 9: a system call of launcher, supervisors or tasks fails, with an errno that may make no
+  # FAULTS rows 9 and 12. Row 9: a system call of launcher, supervisors or tasks fails, with an errno that may make no
   # sense for it, during start, run and stop. The stream ends as if nothing had been, or with a typed
   # error; EINTR is survived. Nothing hangs, nothing is left, and the next start works.
   #
@@ -65,6 +65,40 @@ defmodule Stdio.Faults.ErrorSweepTest do
     end
   end
 
+  test "row 12: a helper with little address space", %{mark: mark, launcher: own} do
+    on_exit(fn -> Application.put_env(:stdio, :exec, "") end)
+
+    outcomes =
+      for kib <- [0, 64, 256, 512, 768, 1024, 1280, 1536, 2048, 4096, 65_536] do
+        Application.put_env(:stdio, :exec, "prlimit --as=#{kib * 1024}")
+        # The program has the limit too, and may not get as far as its first instruction.
+        outcome = await(aside(fn -> outcome(Stdio.stream!(["/bin/true", mark])) end))
+        stop_launchers_but(own)
+        {kib, outcome}
+      end
+
+    assert {_, {:error, %Stdio.StreamError{}}} = List.first(outcomes)
+    assert {_, {:exit_status, 0}} = List.last(outcomes)
+
+    for {kib, outcome} <- outcomes do
+      typed? =
+        match?({:error, %module{}} when module in [Stdio.StreamError, Stdio.OpError], outcome)
+
+      assert typed? or match?({kind, _} when kind in [:exit_status, :termsig], outcome),
+             "#{kib} KiB: #{inspect(outcome)}"
+    end
+
+    Application.put_env(:stdio, :exec, "")
+    assert list("true") == [exit_status: 0]
+  end
+
+  # Those with a privilege of their own; each ends with its socket or by this.
+  defp stop_launchers_but(own) do
+    for {pid, %{name: "stdio-supervise"}} <- Proc.table(),
+        pid != own and pid in Proc.children(Proc.os_pid()),
+        do: Proc.kill(pid)
+  end
+
   defp points(mode, dir) do
     for ending <- [:exits, :halted],
         {role, names} <- elem(Strike.record(mode, ending, dir), 0),
@@ -75,7 +109,7 @@ defmodule Stdio.Faults.ErrorSweepTest do
         do: {ending, {role, at}, error}
   end
 
-  defp sample(points), do: Enum.take_random(points, size(40, length(points)))
+  defp sample(points), do: Enum.take_random(points, size(30, length(points)))
 
   defp progress(text), do: if(size(false, true), do: IO.write("\r\e[K  #{text}"))
 
