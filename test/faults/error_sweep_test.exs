@@ -14,7 +14,7 @@ defmodule Stdio.Faults.ErrorSweepTest do
 
   @errors [eperm: 1, eintr: 4, eagain: 11, enomem: 12, emfile: 24]
   # These cannot fail for a caller that does not err itself; a close that was not made is a leak.
-  @infallible ~w(close close_range exit_group exit munmap brk getpid getppid gettid getuid geteuid
+  @infallible ~w(rt_sigprocmask rt_sigaction close close_range exit_group exit munmap brk getpid getppid gettid getuid geteuid
                  getgid getegid umask set_tid_address rt_sigreturn alarm)
 
   # What does not return EINTR: the kernel restarts it, or never sleeps in it.
