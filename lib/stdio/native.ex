@@ -89,6 +89,7 @@ defmodule Stdio.Native do
   def task_reap(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
 
   def task_info(_task), do: :erlang.nif_error(:nif_not_loaded)
+  def task_same_tree(_task, _other), do: :erlang.nif_error(:nif_not_loaded)
   def task_usage(_task), do: :erlang.nif_error(:nif_not_loaded)
   def task_children(_task), do: :erlang.nif_error(:nif_not_loaded)
   def task_setopt(_task, _name, _value), do: :erlang.nif_error(:nif_not_loaded)

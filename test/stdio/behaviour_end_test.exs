@@ -344,4 +344,38 @@ defmodule Stdio.BehaviourEndTest do
     assert_receive {:stdout, ^task, "mine\n"}, 5000
     assert messages() == []
   end
+
+  # Dies in the middle of its ops, and everybody knows before the next one is made.
+  defp dying(then) do
+    kill = fn task, _ ->
+      pid = Stdio.Task.pidof(task)
+      :ok = Proc.kill(pid)
+      true = Proc.wait_until(fn -> Stdio.Task.pidof(task) == :noproc end)
+      then.()
+    end
+
+    {Stdio.Test.Plain, ops: fn _ -> [{Stdio.Test.Forward, :call, [kill, nil]}] end}
+  end
+
+  test "a task that died among its ops is given up at once", %{mark: mark} do
+    started = System.monotonic_time(:millisecond)
+    stream = Stdio.stream!(["/bin/true", mark], dying(fn -> {:error, :eio} end))
+    assert_raise Stdio.OpError, fn -> Enum.to_list(stream) end
+    assert System.monotonic_time(:millisecond) - started < 5_000
+    assert messages() == []
+  end
+
+  # The descriptors that must not stay are what the case counts.
+  test "a task that died among its ops, and then its owner", %{mark: mark} do
+    test = self()
+
+    owner =
+      spawn(fn ->
+        wait = fn -> send(test, :died) && Process.sleep(:infinity) end
+        Enum.to_list(Stdio.stream!(["/bin/true", mark], dying(wait)))
+      end)
+
+    assert_receive :died, 10_000
+    Process.exit(owner, :kill)
+  end
 end

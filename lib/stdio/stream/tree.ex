@@ -99,6 +99,7 @@ defmodule Stdio.Stream.Tree do
     kind, reason ->
       AtExit.run(supervisor, [])
       flush_all(run)
+      flush_tree(supervisor)
       :erlang.raise(kind, reason, __STACKTRACE__)
   end
 
@@ -331,6 +332,23 @@ defmodule Stdio.Stream.Tree do
            supervisor,
          do: flush(root)
   end
+
+  # A start that failed has no pipeline, but may have had tasks, which have ended on their own.
+  defp flush_tree(%Stdio{init: %Stdio.Task{} = root, atexit: atexit})
+       when atexit != :noshutdown do
+    {:messages, messages} = Process.info(self(), :messages)
+
+    for message <- messages,
+        %Stdio.Task{ref: ref} = task when ref != nil <- [sender(message)],
+        Native.task_same_tree(ref, root.ref),
+        do: flush(task)
+  end
+
+  defp flush_tree(_shared), do: :ok
+
+  defp sender({_event, %Stdio.Task{} = task, _}), do: task
+  defp sender({:signal, %Stdio.Task{} = task, _, _}), do: task
+  defp sender(_), do: nil
 
   defp flush_ref(ref) do
     receive do

@@ -564,6 +564,10 @@ impl Served<'_> {
                 }
                 self.notifier.forked(&waiter, self.handle);
             }
+            (Kind::Root(_), _) => {
+                self.stillborn();
+                self.notifier.done(&waiter, steps, result, state);
+            }
             (Kind::Restrict(restriction), Ok(_)) => {
                 node.lock().restrict(&restriction);
                 self.notifier.done(&waiter, steps, result, state);
@@ -608,14 +612,24 @@ impl Served<'_> {
             inner.pending.drain().map(|(_, pending)| pending).collect()
         };
         for Pending { waiter, kind } in pending {
-            if let Kind::Fork(child) = kind {
-                unborn(self.node(), child);
+            match kind {
+                Kind::Fork(child) => unborn(self.node(), child),
+                Kind::Root(_) => self.stillborn(),
+                _ => {}
             }
             // Not to be taken for a step's own error.
             let steps = if kind == Kind::Exec { u32::MAX } else { 0 };
             self.notifier
                 .done(&waiter, steps, &Err(Refusal::Errno(libc::ESRCH)), None);
         }
+    }
+
+    /// A root of which nobody will have a handle: it ends, and its end is no event.
+    fn stillborn(&self) {
+        let mut inner = self.node().lock();
+        let owner = inner.owner;
+        inner.mute(owner);
+        inner.hang_up();
     }
 
     /// The process is dead.
@@ -855,11 +869,10 @@ impl Served<'_> {
                     inner.receiver = None;
                 }
             }
-            if inner.owner != pid || !inner.is_alive() {
+            if inner.owner != pid || inner.dead {
                 return After::Wait;
             }
             inner.ownerless = true;
-            inner.hold = None;
         }
         self.end(None)
     }
@@ -867,16 +880,26 @@ impl Served<'_> {
     /// Ends the process with all below it. `stopper` is told, and gets no event of it.
     pub fn end(&mut self, stopper: Option<Waiter>) -> After {
         let node = self.node().clone();
-        if let Some(stopper) = stopper {
+        let (ended, released) = {
             let mut inner = node.lock();
             if inner.dead {
                 drop(inner);
-                self.notifier.stopped(&stopper);
+                if let Some(stopper) = stopper {
+                    self.notifier.stopped(&stopper);
+                }
                 return After::Wait;
             }
-            inner.stoppers.push(stopper);
-            // Nobody will ask for its output.
-            inner.hold = None;
+            let unwanted = stopper.is_some() || inner.ownerless;
+            inner.stoppers.extend(stopper);
+            // Nobody will ask for its output, not even if it has ended already.
+            let released = unwanted && inner.hold.take().is_some();
+            (inner.exit.is_some(), released)
+        };
+        match (ended, released) {
+            (true, true) => return self.drain(),
+            // Its pipes are being read to their end, or its stream will ask for that.
+            (true, false) => return After::Wait,
+            (false, _) => {}
         }
         match node.parent.and_then(find) {
             Some(parent) => parent.node.tell(ToNode::Kill { task: node.id }),

@@ -598,6 +598,12 @@ fn task_info<'a>(env: Env<'a>, task: Task) -> Term<'a> {
         .encode(env)
 }
 
+/// Whether both hang on the same root, dead or alive.
+#[rustler::nif]
+fn task_same_tree(task: Task, other: Task) -> bool {
+    task.node.root == other.node.root
+}
+
 /// `{utime, stime, maxrss, …}` as a list once the process has ended, else `nil`.
 #[rustler::nif]
 fn task_usage<'a>(env: Env<'a>, task: Task) -> Term<'a> {

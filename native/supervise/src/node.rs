@@ -702,7 +702,7 @@ impl Node {
             match sys::wait_any() {
                 Ok(Some(ended)) => self.ended(ended),
                 Ok(None) => return false,
-                Err(_) => return true,
+                Err(errno) => return errno == Errno::ECHILD,
             }
         }
     }

@@ -385,6 +385,8 @@ impl Supervisor {
                     }
                 }
                 Ok(None) => break,
+                // Only this one says that nothing is left.
+                Err(errno) if errno != Errno::ECHILD => break,
                 Err(_) => {
                     if self.exit.is_some() || matches!(self.phase, Phase::Killing { .. }) {
                         self.finish(0);

@@ -71,7 +71,7 @@ pub fn open_in(root: BorrowedFd<'_>, path: &CStr, how: OFlag) -> Result<OwnedFd,
         .resolve(resolve);
     for _ in 1..TRIES {
         match nix::fcntl::openat2(root, path, how) {
-            Err(Errno::EAGAIN) => {}
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
             result => return result,
         }
     }
