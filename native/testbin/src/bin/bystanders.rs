@@ -69,10 +69,10 @@ fn run(cli: &mut Cli) -> i32 {
 
 /// A group of its own half of the time: groups are signalled by number too.
 fn stand_by(number: u64) -> i32 {
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         Session::Own.enter();
     }
-    let ms = if number % 16 == 0 { 20 } else { number % 4 };
+    let ms = if number.is_multiple_of(16) { 20 } else { number % 4 };
     sleep(Duration::from_millis(ms));
     0
 }

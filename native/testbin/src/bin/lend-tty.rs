@@ -18,7 +18,7 @@ fn run(cli: &mut Cli) -> i32 {
     let program = cli.rest();
     // A leader of a session cannot start one, and needs not.
     let _ = setsid();
-    match lend().and_then(|()| Ok(execv(program.first().ok_or(Errno::EINVAL)?, &program)?)) {
+    match lend().and_then(|()| execv(program.first().ok_or(Errno::EINVAL)?, &program)) {
         Ok(never) => match never {},
         Err(error) => failed("lend-tty", error),
     }
