@@ -371,10 +371,9 @@ fn a_process_that_allows_it_is_attacked() {
 #[test]
 fn a_lent_terminal_is_one_to_type_on() {
     let program = env!("CARGO_BIN_EXE_type-tty");
-    let text = stdout(&run(
-        env!("CARGO_BIN_EXE_lend-tty"),
-        &["mark", program, "mark"],
-    ));
+    let lend = env!("CARGO_BIN_EXE_lend-tty");
+    let output = run(lend, &["mark", program, "mark"]);
+    let text = stdout(&output);
     for line in ["standard=ENOTTY", "open=ok", "take=ok", "control=ok"] {
         assert!(text.lines().any(|other| other == line), "{line}: {text}");
     }
@@ -395,7 +394,8 @@ fn bystanders_are_counted() {
 /// Here without the calls themselves: most would work on the machine that runs the tests.
 #[test]
 fn calls_are_tried() {
-    let text = stdout(&run(env!("CARGO_BIN_EXE_break-out"), &["mark", "--calls"]));
+    let output = run(env!("CARGO_BIN_EXE_break-out"), &["mark", "--calls"]);
+    let text = stdout(&output);
     assert!(
         text.starts_with("keyctl=") && text.contains("\nbpf="),
         "{text}"

@@ -72,7 +72,11 @@ fn stand_by(number: u64) -> i32 {
     if number.is_multiple_of(2) {
         Session::Own.enter();
     }
-    let ms = if number.is_multiple_of(16) { 20 } else { number % 4 };
+    let ms = if number.is_multiple_of(16) {
+        20
+    } else {
+        number % 4
+    };
     sleep(Duration::from_millis(ms));
     0
 }
