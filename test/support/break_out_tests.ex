@@ -104,6 +104,41 @@ defmodule Stdio.Test.BreakOutTests do
         end
       end
 
+      # A file system that is full at its first file: the step that meets it is named.
+      test "row 13: no space left, nothing behind", context do
+        full = fn
+          {:mount_in, [root, type, "/dev", flags, _]} ->
+            {:mount_in, [root, type, "/dev", flags, "size=64k,nr_inodes=1"]}
+
+          op ->
+            op
+        end
+
+        ops = fn config -> Enum.map(@behaviour_.ops(config), full) end
+        mounts = mountinfo()
+
+        Oracle.clean(fn _ ->
+          for _ <- 1..10 do
+            stream = Stdio.stream!("true", {@behaviour_, ops: ops}, path: context.root)
+            error = assert_raise Stdio.OpError, fn -> Enum.to_list(stream) end
+            assert %{reason: :enospc, op: {Stdio.Task, :device_in, [_, _, "/dev/null"]}} = error
+            assert error.message =~ "no space left on device"
+          end
+        end)
+
+        assert mountinfo() == mounts
+      end
+
+      # The program's own writes, on what there is of it.
+      test "row 13: the program's own are bounded too", context do
+        line =
+          "head -c 9000000 /dev/zero > /tmp/x; echo $?; head -c 9000000 /dev/zero > /home/x; echo $?"
+
+        result = run_in(@behaviour_, line, path: context.root)
+        assert %{stdout: "1\n1\n", stderr: text} = result
+        assert text =~ "No space left on device"
+      end
+
       test "row 29: no descriptor but 0, 1 and 2", context do
         assert %{stdout: "done\n"} =
                  run_in(@behaviour_, ["/opt/write-fds", Proc.mark()], path: context.root)
