@@ -23,6 +23,8 @@ defmodule Stdio.TestCapabilities do
        "user namespaces: " <> enable_userns()},
       {:netns, works?("unshare", ~w(--user --map-root-user --net true)),
        "network and user namespaces: " <> enable_userns()},
+      {:pid_max, pid_max?(),
+       "user namespaces and Linux 6.14, with a pid_max for each PID namespace"},
       {:cgroup, root? and cgroup?(),
        "root and a writable cgroup v2 with cgroup.kill (Linux 5.14): " <>
          "mount -t cgroup2 cgroup2 /sys/fs/cgroup; sudo bin/test"},
@@ -75,6 +77,17 @@ defmodule Stdio.TestCapabilities do
         end
       end
     )
+  end
+
+  # Before 6.14 the one setting of the whole system would be changed, if this is root.
+  defp pid_max? do
+    Version.compare(kernel(), "6.14.0") != :lt and
+      works?("unshare", ~w(-Urpf --mount-proc sh -c) ++ ["echo 400 > /proc/sys/kernel/pid_max"])
+  end
+
+  defp kernel do
+    [version] = Regex.run(~r/^\d+\.\d+/, File.read!("/proc/sys/kernel/osrelease"))
+    version <> ".0"
   end
 
   # Only a directory of our own shows whether one can be made, and whether it has cgroup.kill.

@@ -91,8 +91,9 @@ defmodule Stdio.Test.Peer do
     )
   end
 
-  # What Erlang and Elixir do not bring along themselves.
-  defp code_paths do
+  @doc "The directories of code that Erlang and Elixir do not bring along themselves."
+  @spec code_paths() :: [Path.t()]
+  def code_paths do
     own = [:code.root_dir(), Application.app_dir(:elixir, "../..")]
     roots = Enum.map(own, &(&1 |> to_string() |> Path.expand() |> Kernel.<>("/")))
 

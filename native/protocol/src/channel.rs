@@ -243,6 +243,7 @@ impl Receiver {
         let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
         loop {
             let mut iov = [IoSliceMut::new(&mut self.buffer)];
+            sys::forget_received(&mut self.rights);
             let rights = (!self.rights.is_empty()).then_some(self.rights.as_mut_slice());
             let received = match recvmsg::<()>(socket.as_raw_fd(), &mut iov, rights, flags) {
                 Ok(received) => received,
@@ -252,9 +253,10 @@ impl Receiver {
                 Err(Errno::ECONNRESET) => continue,
                 Err(errno) => return Err(os("recvmsg")(errno)),
             };
-            // CTRUNC: the peer sent descriptors to an end that takes none, or this process has
-            // no number left for them. nix refuses to list what did arrive; the helper exits.
+            // CTRUNC: the peer sent more descriptors than this end takes, or this process has no
+            // number left for them.
             if received.flags.contains(MsgFlags::MSG_CTRUNC) {
+                drop(sys::own_truncated(&self.rights));
                 return Err(Error::BadDatagram("descriptors were lost"));
             }
             let mut fds = Vec::new();

@@ -278,6 +278,49 @@ fn an_end_without_room_for_descriptors_gets_none() {
     assert_eq!(received.unwrap().message, fork());
 }
 
+/// The kernel fills what room there is and drops the rest: what it has put there is closed.
+#[test]
+fn an_end_with_little_room_for_descriptors_keeps_none() {
+    let _turn = Turn::new();
+    let (ours, theirs) = pair().unwrap();
+    let (read, write) = pipe().unwrap();
+    let mut receiver = Receiver::with_body();
+    for count in [3, 10, 253] {
+        send_raw(&ours, &fork_bytes(), &vec![write.as_fd(); count]);
+        let refused = receiver.recv::<ToLauncher>(theirs.as_fd()).unwrap_err();
+        assert!(refused.to_string().contains("descriptors were lost"));
+    }
+    drop(write);
+    assert_eq!(drained(read), b"");
+    send_raw(&ours, &fork_bytes(), &[]);
+    let received = receiver.recv::<ToLauncher>(theirs.as_fd()).unwrap();
+    assert_eq!(received.unwrap().message, fork());
+}
+
+/// As many as there are numbers for come, and are closed.
+#[test]
+fn near_the_descriptor_limit_none_is_kept() {
+    let _turn = Turn::new();
+    let (ours, theirs) = pair().unwrap();
+    let (read, write) = pipe().unwrap();
+    let mut receiver = Receiver::with_fds();
+    // One that fits, so that there is something of it in the receiver's room.
+    send_raw(&ours, &fork_bytes(), &[write.as_fd(); 4]);
+    drop(receiver.recv::<ToLauncher>(theirs.as_fd()).unwrap());
+    for free in [0, 2] {
+        send_raw(&ours, &fork_bytes(), &[write.as_fd(); 4]);
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let lowest_free = u64::try_from(write.try_clone().unwrap().as_raw_fd()).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, lowest_free + free, hard).unwrap();
+        let received = receiver.recv::<ToLauncher>(theirs.as_fd());
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        let error = received.unwrap_err();
+        assert!(error.to_string().contains("descriptors were lost"));
+    }
+    drop(write);
+    assert_eq!(drained(read), b"");
+}
+
 /// A message whose descriptors have nowhere to go is no message.
 #[test]
 fn at_the_descriptor_limit_a_message_is_refused() {

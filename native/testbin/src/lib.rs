@@ -10,7 +10,7 @@
 //!    leaves nothing for ever. (A stopped process lives until it is continued or killed.)
 //! 4. Wrong usage is exit status 64 with the usage on stderr, a failing system call is 71.
 
-use std::ffi::{c_char, c_int, CStr, OsString};
+use std::ffi::{c_char, c_int, CStr, CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::str::FromStr;
@@ -131,6 +131,16 @@ impl Cli {
             Ok(value) => value,
             Err(error) => self.refuse(&format!("{name}: {error}")),
         }
+    }
+
+    /// Whatever is left over, as the words of another program.
+    pub fn rest(&mut self) -> Vec<CString> {
+        let rest = std::mem::replace(&mut self.args, pico_args::Arguments::from_vec(vec![]));
+        let words = rest.finish().into_iter();
+        // Words of an argv have no NUL in them.
+        words
+            .filter_map(|word| CString::new(word.into_vec()).ok())
+            .collect()
     }
 
     /// Refuses whatever is left over.

@@ -360,9 +360,44 @@ fn a_process_that_allows_it_is_attacked() {
         "vm_readv",
         "fd_list",
         "pidfd_getfd",
+        "exe",
     ] {
         assert!(text.contains(&format!("{name}=")), "{name}: {text}");
     }
     victim.kill().unwrap();
     victim.wait().unwrap();
+}
+
+#[test]
+fn a_lent_terminal_is_one_to_type_on() {
+    let program = env!("CARGO_BIN_EXE_type-tty");
+    let lend = env!("CARGO_BIN_EXE_lend-tty");
+    let output = run(lend, &["mark", program, "mark"]);
+    let text = stdout(&output);
+    for line in ["standard=ENOTTY", "open=ok", "take=ok", "control=ok"] {
+        assert!(text.lines().any(|other| other == line), "{line}: {text}");
+    }
+}
+
+#[test]
+fn bystanders_are_counted() {
+    let output = Command::new(env!("CARGO_BIN_EXE_bystanders"))
+        .args(["mark", "4", "200"])
+        .stdin(Stdio::piped())
+        .output()
+        .unwrap();
+    let text = stdout(&output);
+    assert!(text.starts_with("ready\nforked="), "{text}");
+    assert!(text.ends_with(" signalled=0 first=0\n"), "{text}");
+}
+
+/// Here without the calls themselves: most would work on the machine that runs the tests.
+#[test]
+fn calls_are_tried() {
+    let output = run(env!("CARGO_BIN_EXE_break-out"), &["mark", "--calls"]);
+    let text = stdout(&output);
+    assert!(
+        text.starts_with("keyctl=") && text.contains("\nbpf="),
+        "{text}"
+    );
 }

@@ -1,13 +1,16 @@
 //! Tries to get hold of another process, by default its parent, and prints the outcome of each
 //! try, `name=ok` or `name=ERRNO`. FAULTS row 28.
 //!
-//!     ptrace=  mem_read=  mem_write=  vm_readv=  fd_list=  pidfd_getfd=  environ=  kill=
+//!     ptrace=  mem_read=  mem_write=  vm_readv=  fd_list=  pidfd_getfd=  environ=  kill=  exe=
 //!
-//! `kill` sends signal 0 only. An attached target is let go again.
+//! `kill` sends signal 0 only. An attached target is let go again. `exe` opens the executable for
+//! writing, at once and by way of a reference to it, and writes nothing (ETXTBSY means that only
+//! its being executed is in the way).
 #![no_main]
 
 use std::fs::OpenOptions;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
 use nix::sys::signal::kill;
@@ -27,6 +30,7 @@ fn run(cli: &mut Cli) -> i32 {
     report("mem_write", open(target, "mem", Access::Write));
     report("environ", read(target, "environ"));
     report("fd_list", list(target));
+    report("exe", open_executable(target));
     linux(target);
     0
 }
@@ -67,6 +71,18 @@ fn list(pid: i32) -> Result<(), Errno> {
         std::fs::read_link(entry.map_err(errno)?.path()).map_err(errno)?;
     }
     Ok(())
+}
+
+/// As runc was overwritten.
+fn open_executable(pid: i32) -> Result<(), Errno> {
+    open(pid, "exe", Access::Write).or_else(|_| {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_PATH);
+        let reference = options.open(format!("/proc/{pid}/exe")).map_err(errno)?;
+        let path = format!("/proc/self/fd/{}", reference.as_raw_fd());
+        let opened = OpenOptions::new().write(true).open(path);
+        opened.map(drop).map_err(errno)
+    })
 }
 
 #[cfg(target_os = "linux")]
