@@ -18,7 +18,11 @@ defmodule Stdio.MixProject do
       name: "Stdio",
       description: "A control plane for operating-system processes, on a Rust core",
       package: package(),
-      docs: [main: "readme", extras: ["README.md", "CHANGELOG.md"]]
+      docs: [
+        main: "readme",
+        extras:
+          ~w(README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md) ++ Path.wildcard("docs/*.md")
+      ]
     ]
   end
 

@@ -339,6 +339,16 @@ defmodule Stdio do
   def reap(%Stdio.ProcessTree{} = tree, os_pid, signal),
     do: Stdio.Syscall.os().reap(tree, os_pid, signal)
 
+  @doc """
+  What of Stdio works on this machine, for this user, and what to do about the rest: a list of
+  `%{check: atom, status: :ok | :warn | :fail, found: binary, advice: binary | nil}`.
+
+  The checks are described in `Stdio.Doctor`; `mix stdio.doctor` prints them. It takes a second or
+  two, and leaves nothing behind.
+  """
+  @spec doctor() :: [Stdio.Doctor.check()]
+  def doctor, do: Stdio.Doctor.run()
+
   @doc "The application's `priv` directory: where the helper is, and by default the root tree."
   @spec __basedir__() :: Path.t()
   def __basedir__, do: Application.app_dir(:stdio, "priv")

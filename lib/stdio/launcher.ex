@@ -95,7 +95,9 @@ defmodule Stdio.Launcher do
   defp executable("/" <> _ = path), do: if(File.exists?(path), do: path)
   defp executable(name), do: System.find_executable(name)
 
-  defp setuid(helper) do
+  @doc "The helper's setuid bit; `:open`: anyone could use it."
+  @spec setuid(Path.t()) :: :none | :guarded | :open
+  def setuid(helper) do
     case File.stat(helper) do
       {:ok, %{mode: mode}} when (mode &&& @setuid_bit) == 0 -> :none
       {:ok, %{mode: mode, uid: 0}} when (mode &&& @executable_by_others) == 0 -> :guarded

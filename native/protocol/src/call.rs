@@ -249,6 +249,11 @@ calls! {
     connect => Connect(fd: i32, address: Cstruct);
     /// `{:ok, readable, writable, exceptional}`; no timeout waits for ever, and so does the task. select(2)
     select => Select(read: Vec<i32>, write: Vec<i32>, except: Vec<i32>, timeout: Timeout);
+
+    /// `{:ok, fd}` that stands for a process; the program does not inherit it. pidfd_open(2), Linux 5.3
+    pidfd_open => PidfdOpen(pid: i32);
+    /// `{:ok, n}`: which version of Landlock the kernel has; `enosys` without it, `eopnotsupp` if it is off. landlock_create_ruleset(2), Linux 5.13
+    landlock_abi => LandlockAbi();
 }
 
 #[cfg(test)]

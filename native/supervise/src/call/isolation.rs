@@ -7,7 +7,7 @@ use stdio_protocol::value::{
     Capability, CloneFlags, Cstruct, Data, MountFlags, Path, PtrArg, SeccompFlags, Text, Value,
 };
 
-use super::{c_string, int, ok, os, Context};
+use super::{c_string, int, ok, ok_value, os, Context};
 use crate::sys::{self, Argument};
 
 pub fn no_new_privs() -> Result<Value, Errno> {
@@ -51,6 +51,10 @@ pub fn prctl(option: i32, arguments: [&PtrArg; 4]) -> Result<Value, Errno> {
 pub fn seccomp(operation: i32, flags: SeccompFlags, filter: &Cstruct) -> Result<Value, Errno> {
     sys::seccomp(operation, flags.0, &Argument::structure(filter)?)?;
     ok()
+}
+
+pub fn landlock_abi() -> Result<Value, Errno> {
+    ok_value(int(sys::landlock_abi()?))
 }
 
 pub fn ptrace(request: i32, pid: i32, addr: &PtrArg, data: &PtrArg) -> Result<Value, Errno> {

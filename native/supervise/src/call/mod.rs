@@ -128,6 +128,8 @@ pub fn apply(call: &Call, context: &mut Context) -> Result<Value, Errno> {
         Call::Socket { domain, kind, protocol } => file::socket(domain.0, kind.0, protocol.0),
         Call::Connect { fd, address } => file::connect(context.own(*fd)?, address),
         Call::Select { read, write, except, timeout } => file::select(context, [read, write, except], timeout.0),
+        Call::PidfdOpen { pid } => process::pidfd_open(*pid),
+        Call::LandlockAbi {} => isolation::landlock_abi(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Ids, limits, environment, signals, children.
 
+use std::os::fd::IntoRawFd;
+
 use nix::errno::Errno;
 use nix::unistd::{self, Gid, Pid, Uid};
 use stdio_protocol::constant;
@@ -28,6 +30,11 @@ pub fn getpgrp() -> Result<Value, Errno> {
 
 pub fn getpid() -> Result<Value, Errno> {
     Ok(int(unistd::getpid().as_raw()))
+}
+
+pub fn pidfd_open(pid: i32) -> Result<Value, Errno> {
+    let fd = sys::pidfd_open(Pid::from_raw(pid))?;
+    ok_value(int(fd.into_raw_fd()))
 }
 
 pub fn getuid() -> Result<Value, Errno> {

@@ -756,3 +756,20 @@ fn select_says_what_is_ready() {
         }
     });
 }
+
+#[test]
+fn what_the_kernel_has() {
+    in_child(|task| {
+        let fd = task.number("pidfd_open", [int(getpid().as_raw())]);
+        task.succeeds("close", [Value::Int(fd)]);
+        task.fails("pidfd_open", [int(-1)], Errno::EINVAL);
+        // Where there is none, it says so.
+        match task.call("landlock_abi", []) {
+            Ok(_) => assert!(task.number("landlock_abi", []) >= 1),
+            Err(errno) => assert!(
+                matches!(errno, Errno::ENOSYS | Errno::EOPNOTSUPP),
+                "{errno}"
+            ),
+        }
+    });
+}

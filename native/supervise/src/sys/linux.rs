@@ -360,6 +360,22 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The version of Landlock's interface. landlock_create_ruleset(2), Linux 5.13
+pub fn landlock_abi() -> Result<c_int, Errno> {
+    // LANDLOCK_CREATE_RULESET_VERSION
+    const VERSION: c_uint = 1;
+    // SAFETY: with this flag nothing is made, and the attribute has to be NULL and of size 0.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            ptr::null::<libc::c_void>(),
+            0_usize,
+            VERSION,
+        )
+    };
+    c_int::try_from(Errno::result(version)?).map_err(|_| Errno::EOVERFLOW)
+}
+
 /// pidfd_send_signal(2), Linux 5.1
 pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> Result<(), Errno> {
     // SAFETY: a NULL siginfo means "as kill(2) would fill it"; the rest are numbers.
