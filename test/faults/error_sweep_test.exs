@@ -109,7 +109,7 @@ defmodule Stdio.Faults.ErrorSweepTest do
         do: {ending, {role, at}, error}
   end
 
-  defp sample(points), do: Enum.take_random(points, size(30, length(points)))
+  defp sample(points), do: spaced(points, size(12, length(points)))
 
   defp progress(text), do: if(size(false, true), do: IO.write("\r\e[K  #{text}"))
 

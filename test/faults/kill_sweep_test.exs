@@ -86,8 +86,8 @@ defmodule Stdio.Faults.KillSweepTest do
   end
 
   # A BEAM of its own for each takes a second.
-  defp sample(points, :beam), do: Enum.take_random(points, size(2, length(points)))
-  defp sample(points, _), do: Enum.take_random(points, size(12, length(points)))
+  defp sample(points, :beam), do: spaced(points, size(1, length(points)))
+  defp sample(points, _), do: spaced(points, size(6, length(points)))
 
   defp sweep(mode, victim, points, dir) do
     for {{ending, {point, kill}}, index} <- Enum.with_index(points, 1) do

@@ -31,6 +31,14 @@ defmodule Stdio.Test.Fault do
     "p50 #{at.(50)} ms, p99 #{at.(99)} ms, most #{List.last(sorted)} ms of #{count}"
   end
 
+  @doc "So many of a list, evenly spaced: the same in every run."
+  @spec spaced([point], non_neg_integer) :: [point] when point: term
+  def spaced(list, count) do
+    length = length(list)
+    count = min(count, length)
+    for index <- 0..(count - 1)//1, do: Enum.at(list, div(index * length, count))
+  end
+
   ## The helper's processes
 
   @doc """
