@@ -34,7 +34,11 @@ defmodule Stdio do
   alias Stdio.Stream.{Runner, Tree}
 
   @typedoc "What to run; see the examples above."
-  @type command :: Command.command()
+  @type command ::
+          binary
+          | [binary | charlist]
+          | {binary | charlist, [binary | charlist]}
+          | {:search, [binary | charlist]}
 
   @type element ::
           {:stdout, binary}
@@ -91,8 +95,8 @@ defmodule Stdio do
 
       iex> Stdio.cmd("echo", ["hi"])
       {"hi\\n", 0}
-      iex> Stdio.cmd("tr a-z A-Z | rev", input: "abc")
-      {"CBA", 0}
+      iex> Stdio.cmd("tr a-z A-Z | head -c 2", input: "abc")
+      {"AB", 0}
       iex> Stdio.cmd("printf 'a\\nb'; kill $$", lines: 1024, into: [])
       {["a", "b"], {:termsig, :sigterm}}
 
