@@ -18,11 +18,7 @@ defmodule Stdio.MixProject do
       name: "Stdio",
       description: "A control plane for operating-system processes, on a Rust core",
       package: package(),
-      docs: [
-        main: "readme",
-        extras:
-          ~w(README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md) ++ Path.wildcard("docs/*.md")
-      ]
+      docs: docs()
     ]
   end
 
@@ -47,6 +43,28 @@ defmodule Stdio.MixProject do
       links: %{},
       files: ~w(lib mix native bench/floor Cargo.toml Cargo.lock mix.exs .formatter.exs
                 README.md CHANGELOG.md LICENSE)
+    ]
+  end
+
+  # For bin/docs.
+  defp docs do
+    decisions = Path.wildcard("docs/decisions/*.md")
+    guides = Path.wildcard("docs/*.md")
+
+    [
+      main: "readme",
+      extras:
+        ["README.md"] ++
+          guides ++ ~w(CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE) ++ decisions,
+      groups_for_extras: [Decisions: decisions],
+      # They name what users do not see.
+      skip_undefined_reference_warnings_on: decisions,
+      groups_for_modules: [
+        Behaviours: [Stdio.Process, Stdio.Container, Stdio.Rootless],
+        "Calls on a process": [Stdio.Task, Stdio.Op, Stdio.Seccomp, Stdio.ProcessTree],
+        "This system": [~r/^Stdio\.Syscall/, Stdio.Procfs, Stdio.Signal],
+        Errors: [Stdio.StreamError, Stdio.OpError]
+      ]
     ]
   end
 end

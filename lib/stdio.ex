@@ -34,7 +34,11 @@ defmodule Stdio do
   alias Stdio.Stream.{Runner, Tree}
 
   @typedoc "What to run; see the examples above."
-  @type command :: Command.command()
+  @type command ::
+          binary
+          | [binary | charlist]
+          | {binary | charlist, [binary | charlist]}
+          | {:search, [binary | charlist]}
 
   @type element ::
           {:stdout, binary}
@@ -55,7 +59,7 @@ defmodule Stdio do
   Raises ArgumentError here for a malformed command or option; `Stdio.StreamError` and
   `Stdio.OpError` in the consumer when the program cannot be started.
   """
-  @spec stream!(command, Phases.behaviour(), Config.t()) :: Enumerable.t()
+  @spec stream!(command, behaviour, Config.t()) :: Enumerable.t()
   def stream!(command, behaviour \\ Stdio.Process, config \\ []) do
     __run__(command, behaviour, config, :stream, nil)
   end
@@ -68,12 +72,12 @@ defmodule Stdio do
   without an error. An exception, throw or exit in `enum` is raised again in the consumer, with its
   stacktrace, once the program's tree is gone.
 
-      iex> 1000..1 |> Stream.map(&"\#{&1}\\n") |> Stdio.pipe!("grep 442") |> Enum.to_list()
+      iex> 1000..1//-1 |> Stream.map(&"\#{&1}\\n") |> Stdio.pipe!("grep 442") |> Enum.to_list()
       [stdout: "442\\n", exit_status: 0]
 
   A program that never reads can be bounded by `timeout:`.
   """
-  @spec pipe!(Enumerable.t(), command, Phases.behaviour(), Config.t()) :: Enumerable.t()
+  @spec pipe!(Enumerable.t(), command, behaviour, Config.t()) :: Enumerable.t()
   def pipe!(enum, command, behaviour \\ Stdio.Process, config \\ []) do
     __run__(command, behaviour, config, :pipe, {:feed, enum})
   end
@@ -91,8 +95,8 @@ defmodule Stdio do
 
       iex> Stdio.cmd("echo", ["hi"])
       {"hi\\n", 0}
-      iex> Stdio.cmd("tr a-z A-Z | rev", input: "abc")
-      {"CBA", 0}
+      iex> Stdio.cmd("tr a-z A-Z | head -c 2", input: "abc")
+      {"AB", 0}
       iex> Stdio.cmd("printf 'a\\nb'; kill $$", lines: 1024, into: [])
       {["a", "b"], {:termsig, :sigterm}}
 
@@ -364,7 +368,7 @@ defmodule Stdio do
 
   @doc false
   # The stream; `others` are options that only a message about an unknown one has to name.
-  @spec __run__(command, Phases.behaviour(), Config.t(), :stream | :pipe, term, [atom]) ::
+  @spec __run__(command, behaviour, Config.t(), :stream | :pipe, term, [atom]) ::
           Enumerable.t()
   def __run__(command, behaviour, config, verb, input, others \\ []) do
     %{phases: phases} = run = __prepare__(command, behaviour, config, verb, input, others)
@@ -378,7 +382,7 @@ defmodule Stdio do
 
   @doc false
   # The validated arguments of Tree.stream/1 and Tree.open/1.
-  @spec __prepare__(command, Phases.behaviour(), Config.t(), :stream | :pipe, term, [atom]) :: map
+  @spec __prepare__(command, behaviour, Config.t(), :stream | :pipe, term, [atom]) :: map
   def __prepare__(command, behaviour, config, verb, input, others \\ []) do
     phases = Phases.new!(behaviour)
     config = Config.validate!(config, own(phases.options, others), verb, phases.module)

@@ -29,6 +29,9 @@ defmodule Stdio.PackagingTest do
   end
   """
 
+  # Each entry of the list names something, and what is built from it does not get in by accident.
+  @built ~w(target _build deps priv .git)
+
   setup_all do
     # The same path each time, or cargo's cache would keep a build for each.
     dir = Path.join(Mix.Project.build_path(), "packaging test")
@@ -37,8 +40,7 @@ defmodule Stdio.PackagingTest do
     source = Path.join(dir, "stdio")
     consumer = Path.join(dir, "consumer")
 
-    for pattern <- Mix.Project.config()[:package][:files],
-        from <- Path.wildcard(pattern, match_dot: true) do
+    for from <- packaged() do
       to = Path.join(source, from)
       File.mkdir_p!(Path.dirname(to))
       File.cp_r!(from, to)
@@ -51,6 +53,22 @@ defmodule Stdio.PackagingTest do
     before = tree(source)
     compiled = mix!(consumer, ["compile"])
     %{source: source, consumer: consumer, before: before, compiled: compiled}
+  end
+
+  test "has what Hex asks for, and nothing that was built" do
+    project = Mix.Project.config()
+    assert [_ | _] = project[:package][:licenses]
+    assert is_map(project[:package][:links])
+    assert String.length(project[:description]) in 1..300
+
+    for pattern <- project[:package][:files] do
+      assert Path.wildcard(pattern, match_dot: true) != [], "no file is called #{pattern}"
+    end
+
+    for file <- Enum.flat_map(packaged(), &[&1 | tree(&1)]) do
+      assert Path.split(file) -- @built == Path.split(file), "#{file} is in the package"
+      refute Path.extname(file) in ~w(.so .beam .a .rlib), "#{file} is in the package"
+    end
   end
 
   test "builds as a dependency and writes nothing into its source", context do
@@ -67,12 +85,27 @@ defmodule Stdio.PackagingTest do
     assert output =~ ~S|[stdout: "hello project\n", exit_status: 0]|
   end
 
-  test "runs in a release", %{consumer: consumer} do
+  test "runs in a release, which may be moved", %{consumer: consumer} do
+    moved = Path.join(Path.dirname(consumer), "moved release")
     mix!(consumer, ["release", "--quiet"])
-    release = Path.join(consumer, "_build/prod/rel/consumer/bin/consumer")
+    File.rename!(Path.join(consumer, "_build/prod/rel/consumer"), moved)
 
-    output = run!(release, ["eval", ~S|IO.inspect(Consumer.hello("release"))|], cd: "/")
+    # The NIF and the helper of there, and not those of the build.
+    code = ~S"""
+    IO.inspect(Consumer.hello("release"))
+    priv = :code.priv_dir(:stdio) |> Path.join("native") |> Path.expand()
+    IO.puts("priv: #{priv}")
+    "/proc/self/maps" |> File.read!() |> then(&Regex.run(~r{/.*/stdio_nif\.so}, &1)) |> IO.puts()
+    for exe <- Path.wildcard("/proc/[0-9]*/exe"), {:ok, path} <- [File.read_link(exe)] do
+      if path == priv <> "/stdio-supervise", do: IO.puts("helper is there")
+    end
+    """
+
+    output = run!(Path.join(moved, "bin/consumer"), ["eval", code], cd: "/")
     assert output =~ ~S|[stdout: "hello release\n", exit_status: 0]|
+    assert output =~ "priv: #{moved}/lib/stdio-"
+    assert output =~ ~r{^#{Regex.escape(moved)}/lib/stdio-[^/]+/priv/native/stdio_nif\.so$}m
+    assert output =~ "helper is there"
   end
 
   test "the helper is static, and both files have the modes they need", %{consumer: consumer} do
@@ -84,6 +117,13 @@ defmodule Stdio.PackagingTest do
     # 3 is PT_INTERP, which names the dynamic linker.
     refute 3 in elf_segments(helper)
     assert 1 in elf_segments(helper)
+  end
+
+  # As Hex takes them: a directory is everything in it.
+  defp packaged do
+    for pattern <- Mix.Project.config()[:package][:files],
+        file <- Path.wildcard(pattern, match_dot: true),
+        do: file
   end
 
   defp tree(dir), do: Path.wildcard(Path.join(dir, "**"), match_dot: true)

@@ -31,7 +31,9 @@ defmodule Stdio.TestCapabilities do
       {:strace, works?("strace", ~w(-o /dev/null true)), "strace and ptrace: bin/setup"},
       {:cargo, cargo?(), "cargo for this user: bin/setup"},
       {:ip, works?("ip", ["-V"]), "ip(8): bin/setup (iproute2)"},
-      {:ping, works?("ping", ["-V"]), "ping(8): bin/setup (iputils-ping)"},
+      {:ping, ping?(root?),
+       "a ping(8) for all users: bin/setup (iputils-ping); " <>
+         "setcap cap_net_raw+ep /bin/ping, or sysctl -w net.ipv4.ping_group_range='0 2147483647'"},
       {:pstree, works?("pstree", ["-V"]), "pstree(1): bin/setup (psmisc)"},
       {:testbin, testbin?(), "the programs of native/testbin: cargo, or STDIO_TESTBIN_DIR"},
       {:linux, os == :linux, "Linux"},
@@ -52,6 +54,14 @@ defmodule Stdio.TestCapabilities do
     match?({_, 0}, System.cmd(command, args, stderr_to_stdout: true))
   rescue
     ErlangError -> false
+  end
+
+  # Some systems have it with the capability, some allow its sockets, and in a chroot it has neither.
+  defp ping?(root?) do
+    command = ~w(ping -c 1 127.0.0.1)
+    nobody = ~w(setpriv --reuid=65534 --regid=65534 --clear-groups)
+    [first | rest] = if root?, do: nobody ++ command, else: command
+    works?(first, rest)
   end
 
   defp sudoers do

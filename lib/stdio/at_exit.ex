@@ -22,7 +22,7 @@ defmodule Stdio.AtExit do
 
   def run(%Stdio{atexit: :shutdown, init: init} = supervisor, pipeline) do
     # A tree that resists for longer than reap waits dies with its supervisor, at the latest.
-    Stdio.reap(%ProcessTree{supervisor: supervisor, pipeline: pipeline}, :SIGKILL)
+    _ = Stdio.reap(%ProcessTree{supervisor: supervisor, pipeline: pipeline}, :SIGKILL)
     :ok
   after
     Stdio.Task.stop(init)

@@ -15,9 +15,6 @@ defmodule Stdio.Command do
   @enforce_keys [:file, :argv]
   defstruct [:file, :argv, search: false]
 
-  @type element :: binary | charlist
-  @type command ::
-          binary | [element] | {element, [element]} | {:search, [element]}
   @type t :: %__MODULE__{file: binary, argv: [binary], search: boolean}
 
   @forms "a shell line as a binary, [path | args], {path, argv} or {:search, [name | args]}"
@@ -28,7 +25,7 @@ defmodule Stdio.Command do
 
   `search?` is the config option `:search`; it does not concern shell lines.
   """
-  @spec normalize!(command, boolean) :: t | :empty
+  @spec normalize!(Stdio.command(), boolean) :: t | :empty
   def normalize!(command, search? \\ false)
 
   def normalize!(line, _search?) when is_binary(line) do

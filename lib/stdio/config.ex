@@ -3,7 +3,8 @@ defmodule Stdio.Config do
   The options of `Stdio.stream!/3`, `Stdio.pipe!/4`, `Stdio.cmd/3` and `Stdio.Daemon`: a keyword
   list, validated before any process is started.
 
-  #{Stdio.Config.Schema.table()}
+  #{Stdio.Config.Schema.list()}
+
   `<priv>` is the `priv` directory of the application.
 
   Of an option given twice the first counts, as for all keyword lists; both are validated.
@@ -12,7 +13,7 @@ defmodule Stdio.Config do
   refused everywhere.
 
   A behaviour that has options of its own names them in `options/0`; anything else that is not in
-  the table is an ArgumentError:
+  the list is an ArgumentError:
 
       unknown option :foo (value 1); allowed: :net, :environ, …
       invalid value "x" for option :priority; allowed: an integer in -20..19
@@ -25,7 +26,7 @@ defmodule Stdio.Config do
 
   alias Stdio.Config.{Environ, Schema, Text, Type}
 
-  @typedoc "One option of the table above."
+  @typedoc "One option of the list above."
   @type option :: unquote(Schema.typespec())
 
   @typedoc "What callbacks receive; may have own keys of the behaviour."

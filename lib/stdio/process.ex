@@ -144,7 +144,7 @@ defmodule Stdio.Process do
     %{task: task, pid: pid} = List.last(pipeline)
     running? = alive?(task)
     # The pid of one that has ended may be another's by now.
-    if running?, do: signal(supervisor.init, pid, :sigkill)
+    _ = if running?, do: signal(supervisor.init, pid, :sigkill)
     running?
   end
 

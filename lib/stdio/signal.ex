@@ -1,8 +1,10 @@
 defmodule Stdio.Signal do
-  @moduledoc false
-  # Signal names and numbers as Linux numbers them on x86, arm and riscv (signal(7)).
-  # Real-time signals have no names when they are reported, because their meaning is private to
-  # the program: they go in as integers (or `:sigrtmin`, `:sigrtmax`) and come out as `:unknown`.
+  @moduledoc """
+  Signal names and numbers, as Linux numbers them on x86, arm and riscv (signal(7)).
+
+  Real-time signals have no names when they are reported, because their meaning is private to
+  the program: they go in as integers (or `:sigrtmin`, `:sigrtmax`) and come out as `:unknown`.
+  """
 
   @names [
     sighup: 1,

@@ -312,11 +312,11 @@ defmodule Stdio.Examples.InetdTest do
         assert_raise ArgumentError, fn -> Inetd.start_link([wrong, command: "cat"]) end
       end
 
+      # Before OTP 26 start_link leaves a message of the exit behind.
       Process.flag(:trap_exit, true)
       {:ok, socket} = :gen_tcp.listen(0, ip: {127, 0, 0, 1})
       {:ok, port} = :inet.port(socket)
       assert Inetd.start_link(command: "cat", port: port) == {:error, {:listen, :eaddrinuse}}
-      assert_receive {:EXIT, _, {:listen, :eaddrinuse}}
     end
 
     test "timeout: bounds the program, and the connection of a client that does not read",

@@ -79,7 +79,12 @@ defmodule Stdio.BehaviourStreamTest do
       end
 
       me = self()
-      told = fn config -> send(me, {:config, config}) && [] end
+
+      told = fn config ->
+        send(me, {:config, config})
+        []
+      end
+
       assert run("exit 1", [options: [:mine], ops: told], mine: 7) == [exit_status: 1]
       assert_received {:config, [mine: 7]}
     end

@@ -638,8 +638,12 @@ defmodule Stdio.DaemonTest do
       test = self()
 
       on_output = fn
-        {:stdout, "up\n"} -> send(test, :up)
-        _ -> send(test, :again) && raise("mine")
+        {:stdout, "up\n"} ->
+          send(test, :up)
+
+        _ ->
+          send(test, :again)
+          raise("mine")
       end
 
       line =

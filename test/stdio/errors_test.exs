@@ -189,7 +189,13 @@ defmodule Stdio.ErrorsTest do
 
     test "with an input, which is then not enumerated" do
       parent = self()
-      input = Stream.map([1], fn _ -> send(parent, :enumerated) && "" end)
+
+      input =
+        Stream.map([1], fn _ ->
+          send(parent, :enumerated)
+          ""
+        end)
+
       assert_raise OpError, fn -> pipe(input, "cat", path: "/nonexistent") end
       assert messages() == []
     end
@@ -214,7 +220,7 @@ defmodule Stdio.ErrorsTest do
             try do
               list(command, config)
             rescue
-              error -> {error.__struct__, error.reason}
+              error -> {error.__struct__, Map.get(error, :reason)}
             end
           end,
           max_concurrency: 20

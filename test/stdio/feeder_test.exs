@@ -170,7 +170,11 @@ defmodule Stdio.FeederTest do
     end
 
     test "alone, by a link that the input has made: the consumer exits alike", %{mark: mark} do
-      fun = fn -> spawn_link(fn -> exit(:linked) end) && Process.sleep(:infinity) end
+      fun = fn ->
+        spawn_link(fn -> exit(:linked) end)
+        Process.sleep(:infinity)
+      end
+
       assert {:exit, :linked, _} = raised(mark, fun)
       assert messages() == []
     end

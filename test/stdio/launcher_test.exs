@@ -14,10 +14,10 @@ defmodule Stdio.LauncherTest do
   prepare = fn
     :missing -> :ok
     :directory -> File.mkdir!(helper)
-    :plain -> File.cp!(good, helper) && File.chmod!(helper, 0o644)
-    :good -> File.cp!(good, helper) && File.chmod!(helper, 0o755)
-    :other_program -> File.cp!("/bin/true", helper) && File.chmod!(helper, 0o755)
-    {:file, text} -> File.write!(helper, text) && File.chmod!(helper, 0o755)
+    :plain -> File.cp!(good, helper); File.chmod!(helper, 0o644)
+    :good -> File.cp!(good, helper); File.chmod!(helper, 0o755)
+    :other_program -> File.cp!("/bin/true", helper); File.chmod!(helper, 0o755)
+    {:file, text} -> File.write!(helper, text); File.chmod!(helper, 0o755)
   end
 
   # The BEAM's own children are of no interest.

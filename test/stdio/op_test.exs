@@ -85,7 +85,13 @@ defmodule Stdio.OpTest do
 
   test "levels, branches, errors passed over, the state", %{sh: sh} = context do
     me = self()
-    told = fn name -> fn value -> send(me, {name, value}) && :ok end end
+
+    told = fn name ->
+      fn value ->
+        send(me, {name, value})
+        :ok
+      end
+    end
 
     ops = [
       {:getcwd, []},

@@ -23,7 +23,7 @@ defmodule Stdio.PipeTest do
   end
 
   test "1000..1 into grep --line-buffered 442" do
-    lines = Stream.map(1000..1, &"#{&1}\n")
+    lines = Stream.map(1000..1//-1, &"#{&1}\n")
     assert pipe(lines, "grep --line-buffered 442") == [stdout: "442\n", exit_status: 0]
   end
 
@@ -106,7 +106,10 @@ defmodule Stdio.PipeTest do
       parent = self()
 
       input =
-        Stream.map([1], fn _ -> send(parent, {:callers, Process.get(:"$callers")}) && "" end)
+        Stream.map([1], fn _ ->
+          send(parent, {:callers, Process.get(:"$callers")})
+          ""
+        end)
 
       assert pipe(input, "cat") == [exit_status: 0]
       assert_received {:callers, [^parent | _]}
@@ -166,7 +169,10 @@ defmodule Stdio.PipeTest do
 
       input =
         Stream.concat(
-          Stream.map([1], fn _ -> send(parent, {:feeder, self()}) && "x" end),
+          Stream.map([1], fn _ ->
+            send(parent, {:feeder, self()})
+            "x"
+          end),
           Stream.repeatedly(fn -> :binary.copy("x", 65_536) end)
         )
 

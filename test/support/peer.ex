@@ -99,7 +99,7 @@ defmodule Stdio.Test.Peer do
 
     # The current directory is on the path too. If its name is that of an application (a checkout
     # called "stdio"), the peer would take it for that.
-    for path <- :code.get_path() -- ['.'],
+    for path <- :code.get_path() -- [~c"."],
         path = path |> to_string() |> Path.expand(),
         not String.starts_with?(path, roots),
         File.dir?(path),

@@ -171,7 +171,7 @@ defmodule Stdio.Test.Proc do
     end
   end
 
-  @doc ~S"The arguments as the kernel has them, each with a NUL behind it; `\"\"` without any."
+  @doc ~S|The arguments as the kernel has them, each with a NUL behind it; `""` without any.|
   @spec cmdline(os_pid) :: binary
   def cmdline(pid) do
     case File.read("/proc/#{pid}/cmdline") do
@@ -268,7 +268,7 @@ defmodule Stdio.Test.Proc do
     with {:ok, text} <- File.read("/proc/loadavg"),
          [last | _] <- text |> String.split() |> Enum.reverse() do
       last = String.to_integer(last)
-      Enum.to_list(last..max(last - 3, 1))
+      Enum.to_list(last..max(last - 3, 1)//-1)
     else
       _ -> []
     end

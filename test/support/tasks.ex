@@ -66,8 +66,12 @@ defmodule Stdio.Test.Tasks do
   # So that the test sees what the other process is sent.
   defp relay(parent, ref) do
     receive do
-      :done -> :ok
-      message -> send(parent, {:relayed, self(), message}) && relay(parent, ref)
+      :done ->
+        :ok
+
+      message ->
+        send(parent, {:relayed, self(), message})
+        relay(parent, ref)
     end
   end
 

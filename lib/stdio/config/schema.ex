@@ -1,6 +1,6 @@
 defmodule Stdio.Config.Schema do
   @moduledoc false
-  # Every config option, once. Validation, the table in the docs of `Stdio.Config` and the
+  # Every config option, once. Validation, the list in the docs of `Stdio.Config` and the
   # typespec are made from this list; the order is that of the docs and of error messages.
   #
   #   type      one `Stdio.Config.Type`, or {by behaviour, for all others}
@@ -272,28 +272,23 @@ defmodule Stdio.Config.Schema do
     Enum.reduce(rest, last, &quote(do: unquote(&1) | unquote(&2)))
   end
 
-  @doc "The options as a Markdown table."
-  @spec table() :: String.t()
-  def table do
+  @doc "The options as a Markdown list."
+  @spec list() :: String.t()
+  def list do
+    Enum.map_join(@options, "\n", &entry/1)
+  end
+
+  defp entry(option) do
     """
-    | option | type | default | used by | meaning | source |
-    |---|---|---|---|---|---|
-    #{Enum.map_join(@options, "\n", &row/1)}
+    - `#{inspect(option.key)}`: #{option.doc}
+
+      *Type*: #{option.type |> widest() |> Type.describe()}. *Default*: #{default_doc(option)}. \
+    *Used by*: #{used_by(option.used_by)}.#{source(option.man)}
     """
   end
 
-  defp row(option) do
-    cells = [
-      "`#{inspect(option.key)}`",
-      option.type |> widest() |> Type.describe(),
-      default_doc(option),
-      used_by(option.used_by),
-      option.doc,
-      Enum.map_join(option.man, ", ", &man/1)
-    ]
-
-    "| " <> Enum.map_join(cells, " | ", &String.replace(&1, "|", "\\|")) <> " |"
-  end
+  defp source([]), do: ""
+  defp source(pages), do: " *Source*: #{Enum.map_join(pages, ", ", &man/1)}."
 
   defp default_doc(%{default_doc: text}), do: text
   defp default_doc(%{default: {:value, value}}), do: "`#{inspect(value)}`"

@@ -70,9 +70,8 @@ defmodule Stdio.Daemon.Output do
 
   defp split(output, stream, line) do
     size = boundary(line, @line)
-    <<part::binary-size(size), rest::binary>> = line
-    write(output, stream, part)
-    split(output, stream, rest)
+    write(output, stream, binary_part(line, 0, size))
+    split(output, stream, binary_part(line, size, byte_size(line) - size))
   end
 
   # Not within a character, if the bytes are UTF-8: it has three more bytes than its first, at most.

@@ -238,6 +238,7 @@ defmodule Stdio.Stream.Runner do
     raise %{error | op: {Stdio.Task, fun, args}}
   end
 
+  @spec raise_error(%__MODULE__{}, String.t(), atom) :: no_return
   @spec raise_error(%__MODULE__{}, String.t(), atom, String.t() | nil) :: no_return
   defp raise_error(run, action, reason, hint \\ nil) do
     raise StreamError, action: action, reason: reason, command: run.command, hint: hint

@@ -183,6 +183,7 @@ defmodule Stdio.Stream.Tree do
     end
   end
 
+  @spec raise_error(%__MODULE__{}, String.t(), term) :: no_return
   @spec raise_error(%__MODULE__{}, String.t(), term, String.t() | nil) :: no_return
   defp raise_error(run, action, reason, hint \\ nil),
     do: raise(StreamError, action: action, reason: reason, command: run.command, hint: hint)
@@ -234,7 +235,7 @@ defmodule Stdio.Stream.Tree do
   end
 
   def handle(%{ref: ref} = run, {ref, :ended}) do
-    end_tree(run)
+    :ok = end_tree(run)
     {nil, run}
   end
 
@@ -251,21 +252,21 @@ defmodule Stdio.Stream.Tree do
   defp end_tree(%{phases: phases, supervisor: supervisor, pipeline: pipeline} = run) do
     tree = %ProcessTree{supervisor: supervisor, pipeline: pipeline}
     running? = phases.onexit.(run.config).(tree)
-    if running?, do: await_others(pipeline, run.task)
+    if running?, do: await_others(pipeline, run.task), else: :ok
   after
     # Whatever onexit does, the terminal element is not to be waited for in vain.
-    if supervisor.atexit != :noshutdown, do: reap(supervisor)
+    _ = if supervisor.atexit != :noshutdown, do: reap(supervisor)
     Native.task_release(run.task.ref)
   end
 
   defp await_others(pipeline, last) do
-    for %{task: task} <- pipeline, task != last do
+    Enum.each(for(%{task: task} <- pipeline, task != last, do: task), fn task ->
       receive do
         {terminal, ^task, _} when terminal in [:exit_status, :termsig] -> :ok
       after
         @exit_deadline -> :ok
       end
-    end
+    end)
   end
 
   defp reap(%Stdio{init: :noproc}), do: :ok
@@ -311,10 +312,10 @@ defmodule Stdio.Stream.Tree do
           end_tree(run)
         catch
           kind, reason ->
-            drop(run, timeout)
+            _ = drop(run, timeout)
             :erlang.raise(kind, reason, __STACKTRACE__)
         else
-          _ -> drop(run, timeout)
+          :ok -> drop(run, timeout)
         end
 
       {terminal, ^task, value} when terminal in [:exit_status, :termsig] ->
@@ -342,6 +343,8 @@ defmodule Stdio.Stream.Tree do
         %Stdio.Task{ref: ref} = task when ref != nil <- [sender(message)],
         Native.task_same_tree(ref, root.ref),
         do: flush(task)
+
+    :ok
   end
 
   defp flush_tree(_shared), do: :ok

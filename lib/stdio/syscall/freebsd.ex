@@ -8,7 +8,9 @@ defmodule Stdio.Syscall.FreeBSD do
   alias Stdio.Syscall
 
   @behaviour Syscall
+  # The calls of other systems are not in Stdio.Task here.
   @compile {:no_warn_undefined, [Stdio.Task]}
+  @dialyzer {:no_missing_calls, procctl: 3}
 
   @names ~w(sighup sigint sigquit sigill sigtrap sigabrt sigemt sigfpe sigkill sigbus sigsegv
             sigsys sigpipe sigalrm sigterm sigurg sigstop sigtstp sigcont sigchld sigttin sigttou

@@ -8,7 +8,12 @@ defmodule Stdio.Syscall.WalkTest do
   # Returns the result and the pids that were signalled, in order.
   defp reap(root, signal, procfs, options, kill \\ fn _pid -> :ok end) do
     test = self()
-    record = fn pid -> send(test, {:killed, pid}) && kill.(pid) end
+
+    record = fn pid ->
+      send(test, {:killed, pid})
+      kill.(pid)
+    end
+
     options = Keyword.merge([procfs: procfs, supervisor: 1, within: 30_000], options)
     result = Walk.reap(root, signal, record, options)
     {result, killed()}
