@@ -105,11 +105,19 @@ defmodule Stdio.Task do
   defp root(privilege, supervise, cgroup, tries) do
     ref = make_ref()
 
-    case Native.task_root(privilege, Stdio.Config.Environ.inherited(), supervise, cgroup, ref) do
-      :ok ->
-        with {:ok, task} <- await_task(ref), do: {:ok, limited(task)}
+    environ = Stdio.Config.Environ.inherited()
+    asked = Native.task_root(privilege, environ, supervise, cgroup, ref)
 
-      {:error, reason} when reason in [:launcher, :epipe, :econnreset] ->
+    case if(asked == :ok, do: await_task(ref), else: asked) do
+      {:ok, task} ->
+        {:ok, limited(task)}
+
+      # One number on Linux, with this name.
+      {:error, :eopnotsupp} ->
+        {:error, :enotsup}
+
+      # `:esrch`: the one that was forked ahead has died meanwhile.
+      {:error, reason} when reason in [:launcher, :epipe, :econnreset, :esrch] ->
         case Launcher.ensure(privilege) do
           :ok -> root(privilege, supervise, cgroup, tries - 1)
           {:error, {reason, _hint}} -> {:error, reason}

@@ -142,6 +142,8 @@ pub struct Inner {
     pub carried: bool,
     /// It is such a parent.
     pub carrier: bool,
+    /// A root that has not said yet that it serves: nobody has a handle, and its end is no event.
+    nascent: bool,
     /// Of a root: kills its cgroup, should every helper be dead.
     cgroup_kill: Option<File>,
     /// Processes that have stopped it themselves: they get no event of it.
@@ -249,6 +251,7 @@ impl Node {
                 child_filter: filter,
                 carried: false,
                 carrier: false,
+                nascent: parent.is_none(),
                 cgroup_kill: None,
                 muted: Vec::new(),
                 ownerless: false,
@@ -392,7 +395,7 @@ impl Inner {
 
     /// Who gets output and the terminal event.
     fn listener(&self) -> Option<LocalPid> {
-        if self.carrier {
+        if self.carrier || self.nascent {
             return None;
         }
         let listener = match &self.receiver {
@@ -499,7 +502,8 @@ impl Served<'_> {
             FromNode::Signal { signal, info } => {
                 let (owner, muted) = {
                     let inner = node.lock();
-                    let muted = inner.carrier || inner.muted.contains(&inner.owner);
+                    let muted =
+                        inner.carrier || inner.nascent || inner.muted.contains(&inner.owner);
                     (inner.owner, muted)
                 };
                 if !muted {
@@ -558,6 +562,7 @@ impl Served<'_> {
                 {
                     let mut inner = node.lock();
                     inner.pid = i32::try_from(*pid).ok();
+                    inner.nascent = false;
                     if let Some(restriction) = restriction {
                         inner.restrict(&restriction);
                     }
@@ -626,10 +631,7 @@ impl Served<'_> {
 
     /// A root of which nobody will have a handle: it ends, and its end is no event.
     fn stillborn(&self) {
-        let mut inner = self.node().lock();
-        let owner = inner.owner;
-        inner.mute(owner);
-        inner.hang_up();
+        self.node().lock().hang_up();
     }
 
     /// The process is dead.
