@@ -71,6 +71,20 @@ defmodule Stdio.BehaviourEndTest do
       assert messages() == []
     end
 
+    test "programs that end as soon as they have begun have begun" do
+      {supervisor, phases} = shared!()
+
+      # What the program's process says (it executes) and what its parent says (it has ended) come by
+      # two ways.
+      for _ <- 1..15 do
+        streams = for _ <- 1..20, do: Elixir.Task.async(fn -> run(["/bin/true"], phases) end)
+        results = Elixir.Task.await_many(streams, 30_000)
+        assert Enum.uniq(results) == [[exit_status: 0]]
+      end
+
+      assert Task.stop(supervisor.init) == :ok
+    end
+
     test "leftovers stay until reap", %{mark: mark} do
       {supervisor, phases} = shared!()
       line = "exec >/dev/null 2>&1; setsid sh -c 'sleep 1000; :' #{mark} & exit 0"

@@ -428,6 +428,11 @@ impl Inner {
     }
 }
 
+enum Connection {
+    Open,
+    Ended,
+}
+
 /// What the I/O thread does for a task. Each function takes the handle, as events carry it.
 pub struct Served<'a> {
     pub handle: &'a ResourceArc<TaskHandle>,
@@ -459,13 +464,20 @@ impl Served<'_> {
     }
 
     fn read_control(&mut self) -> After {
+        match self.read_messages() {
+            Connection::Open => After::Wait,
+            Connection::Ended => self.control_ended(),
+        }
+    }
+
+    fn read_messages(&mut self) -> Connection {
         loop {
             let node = self.node().clone();
             let received = {
                 let inner = node.lock();
                 match &inner.control {
                     Some(control) => self.receiver.recv::<FromNode>(control.as_fd()),
-                    None => return After::Wait,
+                    None => return Connection::Open,
                 }
             };
             match received {
@@ -473,8 +485,8 @@ impl Served<'_> {
                     node.launcher.note_heard();
                     self.message(received.message, received.fds);
                 }
-                Err(error) if error.errno() == Errno::EAGAIN => return After::Wait,
-                Ok(None) | Err(_) => return self.control_ended(),
+                Err(error) if error.errno() == Errno::EAGAIN => return Connection::Open,
+                Ok(None) | Err(_) => return Connection::Ended,
             }
         }
     }
@@ -637,6 +649,8 @@ impl Served<'_> {
     /// The process is dead.
     pub fn ended(&mut self, exit: Exit, usage: Usage) -> After {
         let node = self.node().clone();
+        // What it said before may still be unread: that it executes, for one.
+        self.read_messages();
         let (children, execed_now) = {
             let mut inner = node.lock();
             if inner.exit.is_some() {
