@@ -280,7 +280,7 @@ defmodule Stdio.Config.Schema do
 
   defp entry(option) do
     """
-    - `#{inspect(option.key)}`: #{option.doc}
+    - `#{inspect(option.key)}`: #{option.doc}.
 
       *Type*: #{option.type |> widest() |> Type.describe()}. *Default*: #{default_doc(option)}. \
     *Used by*: #{used_by(option.used_by)}.#{source(option.man)}
