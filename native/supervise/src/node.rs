@@ -71,6 +71,8 @@ struct Node {
     child_filter: CallFilter,
     signal_one_of: i32,
     outbox: Vec<Datagram>,
+    /// Something could not be sent, and nothing will be.
+    mute: bool,
 }
 
 /// What to do with each signal that the signalfd reports. Those left to the kernel (default or
@@ -145,6 +147,7 @@ pub fn serve_root(inherited: Inherited, first: ToNode, fds: Vec<OwnedFd>) -> ! {
         child_filter: CallFilter::default(),
         signal_one_of: DEFAULT_SIGNAL_ONE_OF,
         outbox: Vec::new(),
+        mute: false,
     };
     node.serve(first, fds)
 }
@@ -180,6 +183,9 @@ impl Node {
     /// One round of the event loop.
     fn turn(&mut self) -> Result<(), Stop> {
         self.flush();
+        if self.mute {
+            return Err(Stop::Abandoned);
+        }
         let (control, signals, lifeline) = self.wait(None);
         if signals {
             self.read_signal();
@@ -795,8 +801,13 @@ impl Node {
         while let Some(datagram) = self.outbox.first() {
             match datagram.send(self.control.as_fd(), &[]) {
                 Err(error) if is_busy(error.errno()) => return,
-                // Sent, or nobody is there to read it.
-                _ => drop(self.outbox.remove(0)),
+                Ok(()) => drop(self.outbox.remove(0)),
+                // Who waits for an answer that cannot be sent is told by the end of the socket.
+                Err(_) => {
+                    self.outbox.clear();
+                    self.mute = true;
+                    return;
+                }
             }
         }
     }

@@ -159,12 +159,17 @@ pub fn device_in(root: &Path, source: &Path, target: &Path) -> Result<Value, Err
     }
     let (parent, name) = look_up_parent(root, target)?;
     let how = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let file = openat(
-        &parent,
-        name.as_c_str(),
-        how,
-        Mode::from_bits_truncate(0o644),
-    )?;
+    let file = loop {
+        match openat(
+            &parent,
+            name.as_c_str(),
+            how,
+            Mode::from_bits_truncate(0o644),
+        ) {
+            Err(Errno::EINTR) => {}
+            result => break result?,
+        }
+    };
     attach(tree.as_fd(), file.as_fd(), set, Extent::One)?;
     ok()
 }
