@@ -144,18 +144,12 @@ defmodule Stdio do
     do: Phases.with_supervisor(behaviour, supervisor)
 
   @title "Supervise"
-  @supervisor_filter {:allow,
-                      [
-                        :close,
-                        :exit,
-                        :fork,
-                        :getpid,
-                        :kill,
-                        :setcpid,
-                        :sigaction,
-                        :clone,
-                        :procctl
-                      ]}
+  @supervisor_filter {:allow, ~w(close exit fork getpid kill setcpid sigaction clone procctl)a}
+
+  @doc false
+  # For who has to give it, because options come behind it.
+  @spec __filter__() :: Stdio.Task.filter()
+  def __filter__, do: @supervisor_filter
 
   @doc """
   A supervisor: a root task, prepared by `supervise/3`. The caller owns it; when it dies, all of the

@@ -43,8 +43,7 @@ defmodule Stdio.Container do
   @impl Stdio
   @spec task(Config.t()) :: {:ok, Stdio.t()} | {:error, Stdio.posix()}
   def task(config) do
-    filter = Stdio.Process.__filter__()
-    Stdio.supervisor(:noreap, filter, Root.containment(config, __MODULE__))
+    Stdio.supervisor(:noreap, Stdio.__filter__(), Root.containment(config, __MODULE__))
   end
 
   @doc """

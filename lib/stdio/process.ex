@@ -27,12 +27,6 @@ defmodule Stdio.Process do
 
   alias Stdio.{Config, ProcessTree}
 
-  # Of Stdio.supervisor/3, which is given in full only when there are options for it.
-  @filter {:allow, [:close, :exit, :fork, :getpid, :kill, :setcpid, :sigaction, :clone, :procctl]}
-
-  @doc false
-  def __filter__, do: @filter
-
   @doc """
   A supervisor of its own for each program, which ends with it (`:shutdown`).
 
@@ -45,7 +39,7 @@ defmodule Stdio.Process do
     case Config.get(config, :containment) do
       # The namespace is made when the program is forked, in init/1.
       here when here in [:auto, :pid_namespace] -> Stdio.supervisor(:shutdown)
-      containment -> Stdio.supervisor(:shutdown, @filter, containment: containment)
+      containment -> Stdio.supervisor(:shutdown, Stdio.__filter__(), containment: containment)
     end
   end
 

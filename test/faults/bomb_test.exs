@@ -15,10 +15,13 @@ defmodule Stdio.Faults.BombTest do
     :ok
   end
 
+  # With STDIO_FULL=1 at the size that FAULTS has.
+  @spinners size("100", "3000")
+  @hoppers size("8", "64")
   @bombs [
-    {"bomb", ["fork-bomb", "100", "--setsid"]},
-    {"hoppers", ["hopper", "8", "--pause-us", "200", "--setsid"]},
-    {"hoppers without a rest", ["hopper", "8"]}
+    {"bomb", ["fork-bomb", @spinners, "--setsid"]},
+    {"hoppers", ["hopper", @hoppers, "--pause-us", "200", "--setsid"]},
+    {"hoppers without a rest", ["hopper", @hoppers]}
   ]
 
   for {name, words} <- @bombs, containment <- [:best_effort, :pid_namespace, :cgroup] do

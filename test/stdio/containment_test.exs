@@ -9,12 +9,9 @@ defmodule Stdio.ContainmentTest do
   end
 
   defp supervisor!(opts, atexit \\ :noshutdown) do
-    {:ok, supervisor} = Stdio.supervisor(atexit, default_filter(), opts)
+    {:ok, supervisor} = Stdio.supervisor(atexit, Stdio.__filter__(), opts)
     supervisor
   end
-
-  defp default_filter,
-    do: {:allow, [:close, :exit, :fork, :getpid, :kill, :setcpid, :sigaction, :clone, :procctl]}
 
   describe "supervisor/3" do
     test "without a wish: best effort" do
@@ -234,10 +231,26 @@ defmodule Stdio.ContainmentTest do
 
       for behaviour <- [Stdio.Container, Stdio.Rootless] do
         config = [path: dir, containment: :cgroup]
-        stream = Stdio.stream!("echo a; setsid sleep 1000 & exec sleep 0.2", behaviour, config)
-        assert Enum.to_list(stream) == [stdout: "a\n", exit_status: 0]
+        line = "cat /proc/self/cgroup; setsid sh -c 'sleep 1000; :' #{mark} & read x"
+        stream = Stdio.stream!(line, behaviour, config)
+
+        [path] =
+          Enum.reduce_while(stream, [], fn {:stdout, chunk}, _ ->
+            assert Proc.wait_until(fn -> Proc.find(mark) != [] end)
+            {:halt, for("0::" <> path <- String.split(chunk, "\n"), do: path)}
+          end)
+
+        assert path =~ ~r"/stdio-\d+-\d+$"
         assert Proc.find(mark) == []
       end
+    end
+
+    test "a handle of a dead supervisor keeps no descriptor of it" do
+      before = map_size(Proc.fds())
+      supervisor = supervisor!(containment: :cgroup)
+      Task.stop(supervisor.init)
+      assert Proc.wait_until(fn -> map_size(Proc.fds()) <= before end)
+      assert inspect(supervisor.init) =~ "dead"
     end
 
     for victims <- [[:launcher, :supervisor], [:supervisor, :launcher]] do

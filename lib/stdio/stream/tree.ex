@@ -87,7 +87,7 @@ defmodule Stdio.Stream.Tree do
     supervisor =
       case phases.task.(config) do
         {:ok, %Stdio{} = supervisor} -> supervisor
-        {:error, reason} -> raise_error(run, "supervisor", reason, hint(reason))
+        {:error, reason} -> raise_error(run, "supervisor", reason, hint(reason, config))
       end
 
     started(%{run | ref: make_ref(), supervisor: supervisor})
@@ -168,15 +168,20 @@ defmodule Stdio.Stream.Tree do
     %{run | feeder: Feeder.start(enum, sink, run.ref)}
   end
 
-  # A `task` callback can return no more than an errno. If it was the launcher's, the next attempt to
-  # start one says what else there is to say.
-  defp hint(:enotsup) do
+  # A `task` callback can return no more than an errno.
+  defp hint(reason, config) do
+    asked? = Config.get(config, :containment) != :auto
+    if reason == :enotsup and asked?, do: containment_hint(), else: launcher_hint(reason)
+  end
+
+  defp containment_hint do
     "The containment that was asked for cannot be had, or is not that of the supervisor given. " <>
       "A cgroup takes Linux 5.14, cgroup v2, and a helper that may make one below its own: root, " <>
       "or a delegated one (systemd: Delegate=yes)."
   end
 
-  defp hint(reason) do
+  # If it was the launcher's, the next attempt to start one says what else there is to say.
+  defp launcher_hint(reason) do
     case Launcher.ensure() do
       {:error, {^reason, hint}} -> hint
       _ -> nil

@@ -659,6 +659,8 @@ impl Served<'_> {
             inner.exit = Some(exit);
             inner.usage = Some(usage);
             inner.kill_cgroup();
+            // Its work is done: handles of dead tasks keep no descriptor.
+            inner.cgroup_kill = None;
             let execed = inner.executing.take();
             inner.hang_up();
             let waiter = execed.and_then(|sequence| inner.pending.remove(&sequence));

@@ -182,6 +182,7 @@ impl Node {
 
     /// One round of the event loop.
     fn turn(&mut self) -> Result<(), Stop> {
+        sys::calm_down();
         self.flush();
         if self.mute {
             return Err(Stop::Abandoned);
@@ -776,7 +777,6 @@ impl Node {
             }
             self.wait_for_child();
         };
-        sys::calm_down();
         self.done(sequence, 0, result);
     }
 

@@ -28,9 +28,6 @@ pub fn signal_descendants(signal: i32) -> usize {
     };
     let tree = Tree::walk(&procfs, procfs.me());
     tree.signal(signal);
-    if signal != libc::SIGKILL {
-        sys::calm_down();
-    }
     tree.len()
 }
 
@@ -52,10 +49,19 @@ impl Killer {
 
     pub fn pass(&mut self) -> usize {
         self.passes = self.passes.saturating_add(1);
-        if !is_init() && (self.passes > Self::CHEAP || has_many_below()) {
-            stop_below(None);
+        if is_init() {
+            return signal_descendants(libc::SIGKILL);
         }
-        signal_descendants(libc::SIGKILL)
+        let Some(procfs) = Procfs::find() else {
+            return 0;
+        };
+        let mut tree = Tree::walk(&procfs, procfs.me());
+        if self.passes > Self::CHEAP || tree.len() >= MANY {
+            stop_below(None);
+            tree = Tree::walk(&procfs, procfs.me());
+        }
+        tree.signal(libc::SIGKILL);
+        tree.len()
     }
 }
 
@@ -171,7 +177,6 @@ pub fn kill_subtree(child: Pid) -> usize {
             break;
         }
     }
-    sys::calm_down();
     1
 }
 
@@ -264,25 +269,8 @@ impl<'p> Tree<'p> {
     }
 }
 
-/// Whether it takes a while to walk over what is below this process.
-fn has_many_below() -> bool {
-    let Some(procfs) = Procfs::find() else {
-        return false;
-    };
-    let mut found = 0;
-    let mut next = vec![procfs.me()];
-    while let Some(number) = next.pop() {
-        let children = sys::children(number).unwrap_or_default();
-        found += children.len();
-        if found >= MANY {
-            return true;
-        }
-        next.extend(children);
-    }
-    false
-}
-
-/// Thousands that spin would leave no time for walking and killing them.
+/// Thousands that spin would leave no time for walking and killing them. The event loop calms down
+/// again.
 fn hurry_if_many(found: usize) {
     if found >= MANY {
         sys::hurry();

@@ -121,6 +121,9 @@ pub fn run(inherited: Inherited) -> ! {
 impl Supervisor {
     /// One round of the event loop.
     fn turn(&mut self) {
+        if !matches!(self.phase, Phase::Killing { .. }) {
+            sys::calm_down();
+        }
         let ready = self.wait();
         if ready.signals {
             self.read_signal();
