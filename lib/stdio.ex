@@ -131,10 +131,11 @@ defmodule Stdio do
 
   So programs may share one that does not end with any of them:
 
-      {:ok, supervisor} = Stdio.supervisor(:noshutdown)
-      phases = Stdio.with_supervisor(Stdio.Process, supervisor)
-      Stdio.stream!("echo $PPID", phases)
-      Stdio.stream!("echo $PPID", phases)
+      iex> {:ok, supervisor} = Stdio.supervisor(:noshutdown)
+      iex> phases = Stdio.with_supervisor(Stdio.Process, supervisor)
+      iex> parent = fn -> "echo $PPID" |> Stdio.stream!(phases) |> Enum.to_list() end
+      iex> parent.() == parent.()
+      true
 
   `behaviour` may also be in any of the other forms `stream!/3` takes. ArgumentError for what is
   no behaviour.

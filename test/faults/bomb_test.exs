@@ -63,7 +63,11 @@ defmodule Stdio.Faults.BombTest do
       # Without a rest between two hops that is a matter of luck, and nothing is promised but by a
       # namespace and a cgroup. (The time
       # of `killed` has its own deadline above, which counts the search for survivors too.)
-      limit = if "--setsid" in words or containment != :best_effort, do: 4_500, else: 10_000
+      limit =
+        if "--setsid" in words or containment != :best_effort,
+          do: size(4_500, 10_000),
+          else: 10_000
+
       for time <- [halt, exit, timeout], do: assert(time < limit)
 
       report(

@@ -106,17 +106,25 @@ defmodule Stdio.Faults.ErrorSweepTest do
         name not in @infallible,
         {error, _} <- @errors,
         error != :eintr or name not in @uninterrupted,
-        do: {ending, {role, at}, error}
+        do: {{ending, {role, at}, error}, name}
   end
 
-  defp sample(points), do: spaced(points, size(12, length(points)))
+  # The parent's word to its child, of four bytes, and the like: a sample seldom meets them.
+  defp sample(points) do
+    writes = for {{_, _, :eintr}, "write"} = point <- points, do: point
+    sample = spaced(points, size(12, length(points))) ++ spaced(writes, 4)
+    for {point, _name} <- Enum.uniq(sample), do: point
+  end
 
   defp progress(text), do: if(size(false, true), do: IO.write("\r\e[K  #{text}"))
 
-  defp good?({ending, _, error}, %{outcome: outcome, survivors: []}) do
-    case {error, outcome} do
-      {:eintr, {:error, _}} -> false
-      {:eintr, {:termsig, _}} -> false
+  defp good?({ending, _, error}, %{outcome: outcome, survivors: [], call: call}) do
+    # A run may make its calls in another order than the recorded one.
+    survived? = error == :eintr and call not in @uninterrupted and call not in @infallible
+
+    case outcome do
+      {:error, _} when survived? -> false
+      {:termsig, _} when survived? -> false
       _ -> Strike.expected?(ending, outcome)
     end
   end

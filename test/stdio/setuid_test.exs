@@ -195,6 +195,29 @@ defmodule Stdio.SetuidTest do
       assert behaviour =~ "{\"supervisor\", :enoent, \"sudo is not installed"
     end
 
+    test "one that never comes back" do
+      fake = Path.join(System.tmp_dir!(), Proc.mark())
+      File.write!(fake, "#!/bin/sh\nexec sleep 1000\n")
+      File.chmod!(fake, 0o755)
+      on_exit(fn -> File.rm!(fake) end)
+
+      assert [hung, gone, plain] =
+               script("""
+               Stdio.Task.sudo("#{fake} -n")
+               say.(ids.([]))
+               # It was killed, by its pidfd.
+               alive? = fn -> System.cmd("pgrep", ["-P", System.pid(), "sleep"]) != {"", 1} end
+               say.(Stdio.Test.Proc.wait_until(fn -> not alive?.() end))
+               Stdio.__setuid__(false)
+               say.(length(ids.([])))
+               """)
+
+      assert hung =~ "{:etimedout, "
+      assert hung =~ "did not start the helper within 5 seconds"
+      assert gone == "true"
+      assert plain == "2"
+    end
+
     test "one that never gets to the helper" do
       fake = Path.join(System.tmp_dir!(), Proc.mark())
       File.write!(fake, "#!/bin/sh\nexit 3\n")

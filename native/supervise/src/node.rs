@@ -19,7 +19,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, pipe2, write, Pid};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, pipe2, Pid};
 use serde_bytes::ByteBuf;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
 use stdio_protocol::filter::CallFilter;
@@ -352,8 +352,8 @@ impl Node {
                     self.done(sequence, 0, Err(Refusal::Errno(errno as i32)));
                     return Ok(());
                 }
-                // Recorded: from here on it may run. EPIPE: it was killed, which wait reports.
-                let _ = write(&go, &pid.as_raw().to_ne_bytes());
+                // Recorded: from here on it may run.
+                task::release(&go, pid);
                 self.tell(&FromNode::Forked {
                     sequence,
                     task,

@@ -18,7 +18,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::prctl;
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{getegid, geteuid, getpgid, getpid, pipe2, write, Pid};
+use nix::unistd::{getegid, geteuid, getpgid, getpid, pipe2, Pid};
 use stdio_protocol::channel::{self, Receiver};
 use stdio_protocol::message::{
     Escalation, Exit, FromRoot, FromTask, Plan, RootId, Stage, Start, ToNode, ToRoot, Usage,
@@ -286,8 +286,8 @@ impl Supervisor {
                     escalation,
                     until_exec: None,
                 });
-                // Recorded: from here on it may run. EPIPE: it was killed, which wait reports.
-                let _ = write(&go, &pid.as_raw().to_ne_bytes());
+                // Recorded: from here on it may run.
+                task::release(&go, pid);
                 if let (Some(program), Some(_)) = (&mut self.program, timeout) {
                     program.until_exec = Some(go);
                 }

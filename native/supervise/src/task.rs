@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::SigSet;
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, Gid, Pid, Uid};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, write, Gid, Pid, Uid};
 use stdio_protocol::channel;
 use stdio_protocol::message::{FromTask, Namespaces, Stage, Step};
 
@@ -74,6 +74,11 @@ pub fn arrange(descriptors: Descriptors) -> Result<(OwnedFd, OwnedFd), Errno> {
         let _ = fd.into_raw_fd();
     }
     sys::keep_two(descriptors.control, descriptors.go_ahead)
+}
+
+/// The parent's go-ahead, once it has recorded the child. EPIPE: that was killed, which wait reports.
+pub fn release(go: &OwnedFd, pid: Pid) {
+    while write(go, &pid.as_raw().to_ne_bytes()) == Err(Errno::EINTR) {}
 }
 
 pub fn read_pid(mut go_ahead: &File) -> Option<i32> {

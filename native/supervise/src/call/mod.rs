@@ -48,9 +48,23 @@ impl Context {
     }
 }
 
+/// A call that a signal interrupts is made again; its caller blocks all signals and can only have
+/// been stopped (signal(7)). Not the two for which EINTR does not mean "not done", and not for ever.
+const MAX_INTERRUPTIONS: usize = 16;
+
 /// Runs one call in this process. Every call was checked when it was decoded.
-#[rustfmt::skip]
 pub fn apply(call: &Call, context: &mut Context) -> Result<Value, Errno> {
+    for _ in 0..MAX_INTERRUPTIONS {
+        match once(call, context) {
+            Err(Errno::EINTR) if !matches!(call, Call::Close { .. } | Call::Connect { .. }) => {}
+            result => return result,
+        }
+    }
+    Err(Errno::EINTR)
+}
+
+#[rustfmt::skip]
+fn once(call: &Call, context: &mut Context) -> Result<Value, Errno> {
     match call {
         Call::Setsid {} => process::setsid(),
         Call::Setpriority { which, who, priority } => process::setpriority(which.0, *who, *priority),

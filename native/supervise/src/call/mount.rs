@@ -55,12 +55,7 @@ fn attributes(flags: MountFlags, besides: u32) -> Result<u64, Errno> {
 
 fn directory(path: &Path) -> Result<OwnedFd, Errno> {
     let how = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    loop {
-        match nix::fcntl::open(os(path), how, Mode::empty()) {
-            Err(Errno::EINTR) => {}
-            result => return result,
-        }
-    }
+    nix::fcntl::open(os(path), how, Mode::empty())
 }
 
 /// Rule 1.

@@ -47,7 +47,7 @@ impl Cgroup {
 
     /// SIGKILLs all that is in it, and what is being forked in it.
     pub fn kill(&self) {
-        let _ = (&self.kill).write(b"1");
+        let _ = (&self.kill).write_all(b"1");
     }
 
     /// What `kill` writes to. Its holder needs no privilege.
