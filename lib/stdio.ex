@@ -152,6 +152,11 @@ defmodule Stdio do
   @spec __filter__() :: Stdio.Task.filter()
   def __filter__, do: @supervisor_filter
 
+  @doc false
+  # What supervise/3 makes of a task, for Stdio.Task.__birth__/5.
+  @spec __supervision__() :: {String.t(), Stdio.Task.filter()}
+  def __supervision__, do: {@title, @supervisor_filter}
+
   @doc """
   A supervisor: a root task, prepared by `supervise/3`. The caller owns it; when it dies, all of the
   supervisor's tree dies.

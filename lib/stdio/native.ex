@@ -71,6 +71,9 @@ defmodule Stdio.Native do
 
   def task_supervise(_task, _supervise, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_fork(_task, _clone_flags, _ref), do: :erlang.nif_error(:nif_not_loaded)
+  # birth: {{uid, gid} | nil, steps as of task_batch, supervise as of task_root}
+  # {ref, {:ok, task}} | {ref, {:ok, task, guarded}}
+  def task_birth(_task, _clone_flags, _birth, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_batch(_task, _steps, _ref), do: :erlang.nif_error(:nif_not_loaded)
   # steps as of task_batch first
   def task_exec(_task, _steps, _program, _ref), do: :erlang.nif_error(:nif_not_loaded)

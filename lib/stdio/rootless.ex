@@ -52,30 +52,16 @@ defmodule Stdio.Rootless do
   def init(config), do: &start(&1, config)
 
   defp start(supervisor, config) do
-    flags = [:clone_newuser | Root.namespaces(config, __MODULE__)]
+    namespaces = Root.namespaces(config, __MODULE__)
+    ids = {Config.uid(config, __MODULE__), Config.gid(config, __MODULE__)}
+    # Its working directory would be a way back to the host's files.
+    ops = [{:chdir, ["/"]}]
 
-    with {:ok, uid} <- id(Stdio.Task.getuid(supervisor)),
-         {:ok, gid} <- id(Stdio.Task.getgid(supervisor)),
-         {:ok, cinit} <- Stdio.Task.clone(supervisor, flags) do
-      uids = {Config.uid(config, __MODULE__), uid}
-      gids = {Config.gid(config, __MODULE__), gid}
-
-      with :ok <- Stdio.Syscall.Linux.map_ids(cinit, uids, gids),
-           # Its working directory would be a way back to the host's files.
-           :ok <- Stdio.Task.chdir(cinit, "/"),
-           {:ok, _} <- Stdio.supervise(cinit),
-           {:ok, program} <- Stdio.Task.fork(cinit) do
-        {:ok, [ProcessTree.task(cinit), ProcessTree.task(program)]}
-      else
-        {:error, reason} ->
-          Stdio.Task.stop(cinit)
-          {:error, reason}
-      end
+    case Stdio.Task.__birth__(supervisor, namespaces, ids, ops, Stdio.__supervision__()) do
+      {:ok, cinit, program} -> {:ok, [ProcessTree.task(cinit), ProcessTree.task(program)]}
+      {:error, _} = error -> error
     end
   end
-
-  defp id(id) when is_integer(id), do: {:ok, id}
-  defp id({:error, _} = error), do: error
 
   @doc """
   The calls made in the program's process before it starts: those of `Stdio.Container.ops/1`

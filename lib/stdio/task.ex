@@ -173,6 +173,31 @@ defmodule Stdio.Task do
 
   def clone(task, flags), do: wrong!(:clone, [task, flags])
 
+  @doc false
+  # A clone in a user namespace, in which its parent's user and group have these ids; with `nil` they
+  # have their own, and root gets no user namespace. The child runs `ops` first, all of which have to
+  # go well. With a `title` and `filter` it then becomes a supervisor, as by __supervise__/3, and forks the
+  # second task. One message.
+  @spec __birth__(
+          t,
+          [const],
+          {non_neg_integer, non_neg_integer} | nil,
+          [{atom, [term]}],
+          {binary, filter} | nil
+        ) :: {:ok, t} | {:ok, t, t} | {:error, posix}
+  def __birth__(%__MODULE__{} = task, flags, ids, ops, supervise) do
+    ref = make_ref()
+    {:ok, flags} = clone_flags(flags)
+    steps = for {name, arguments} <- ops, do: {name, arguments, [], true}
+    supervise = with {title, filter} <- supervise, do: supervise_spec(title, filter)
+
+    case Native.task_birth(task.ref, flags, {ids, steps, supervise}, ref) do
+      :ok -> await_task(ref)
+      error -> error
+    end
+    |> result({:clone, [task, flags]})
+  end
+
   defp clone_flags(flags) when is_integer(flags) and flags >= 0, do: {:ok, flags}
 
   defp clone_flags(flags) when is_proper(flags) do
@@ -209,6 +234,7 @@ defmodule Stdio.Task do
   defp await_task(ref) do
     receive do
       {^ref, {:ok, task}} -> {:ok, task}
+      {^ref, {:ok, task, guarded}} -> {:ok, task, guarded}
       {^ref, {:done, _, result, _}} -> result
     end
   end

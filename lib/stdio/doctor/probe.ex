@@ -11,7 +11,6 @@ defmodule Stdio.Doctor.Probe do
   #      owner.
 
   alias Stdio.{Launcher, Native, ProcessTree}
-  alias Stdio.Syscall.Linux
 
   # In place of the errno that a call would have.
   @marker_errno 95
@@ -120,11 +119,9 @@ defmodule Stdio.Doctor.Probe do
   # is in a mount namespace of its own, and ends with it.
   defp user_namespaces do
     in_task(fn root ->
-      with {:ids, uid} when is_integer(uid) <- {:ids, Stdio.Task.getuid(root)},
-           {:ids, gid} when is_integer(gid) <- {:ids, Stdio.Task.getgid(root)},
-           namespaces = [:clone_newuser, :clone_newns, :clone_newpid],
-           {:clone, {:ok, task}} <- {:clone, Stdio.Task.clone(root, namespaces)},
-           {:map, :ok} <- {:map, Linux.map_ids(task, {0, uid}, {0, gid})},
+      with namespaces = [:clone_newns, :clone_newpid],
+           {:clone, {:ok, task}} <-
+             {:clone, Stdio.Task.__birth__(root, namespaces, {0, 0}, [], nil)},
            private = ["none", "/", "", [:ms_rec, :ms_private], ""],
            {:mount, :ok} <- {:mount, Stdio.Task.call(task, :mount, private)},
            proc = ["proc", "/proc", "proc", [:ms_nosuid, :ms_nodev, :ms_noexec], ""],

@@ -98,67 +98,7 @@ defmodule Stdio.Syscall.Linux do
   def subprocess(config) do
     case Syscall.namespaces(config) do
       [] -> Syscall.subprocess(config)
-      namespaces -> &clone(&1, namespaces)
+      namespaces -> &Syscall.pipeline(Stdio.Task.__birth__(&1, namespaces, nil, [], nil))
     end
-  end
-
-  defp clone(supervisor, namespaces) do
-    case ids(supervisor) do
-      {:ok, {0, _gid}} ->
-        Syscall.pipeline(Stdio.Task.clone(supervisor, namespaces))
-
-      {:ok, ids} ->
-        with {:ok, task} <- Stdio.Task.clone(supervisor, [:clone_newuser | namespaces]) do
-          mapped(task, ids)
-        end
-
-      {:error, _} = error ->
-        error
-    end
-  end
-
-  # The supervisor's calls are restricted and a child in a new user namespace has no ids yet, so
-  # another child is asked.
-  defp ids(supervisor) do
-    with {:ok, probe} <- Stdio.Task.fork(supervisor) do
-      uid = Stdio.Task.getuid(probe)
-      gid = Stdio.Task.getgid(probe)
-      Stdio.Task.stop(probe)
-
-      # An error in place of an id: it has died.
-      with uid when is_integer(uid) <- uid,
-           gid when is_integer(gid) <- gid,
-           do: {:ok, {uid, gid}}
-    end
-  end
-
-  defp mapped(task, {uid, gid}) do
-    case map_ids(task, {uid, uid}, {gid, gid}) do
-      :ok ->
-        Syscall.pipeline({:ok, task})
-
-      error ->
-        Stdio.Task.stop(task)
-        error
-    end
-  end
-
-  @doc false
-  # `task` is the first in a new user namespace; each pair is the id inside and that outside. An
-  # unprivileged process may map its group only after giving up setgroups(2).
-  @spec map_ids(
-          Syscall.task(),
-          {non_neg_integer, non_neg_integer},
-          {non_neg_integer, non_neg_integer}
-        ) ::
-          :ok | {:error, atom}
-  def map_ids(task, {uid, outer_uid}, {gid, outer_gid}) do
-    ops = [
-      {:write_file, ["/proc/self/uid_map", "#{uid} #{outer_uid} 1\n"]},
-      {:write_file, ["/proc/self/setgroups", "deny"]},
-      {:write_file, ["/proc/self/gid_map", "#{gid} #{outer_gid} 1\n"]}
-    ]
-
-    with {:error, %{reason: reason}} <- Stdio.Op.Runner.run(task, ops), do: {:error, reason}
   end
 end

@@ -68,6 +68,15 @@ fn unborn(parent: &Node, child: TaskId) {
     parent.shard.command(Command::ForgetNode(child));
 }
 
+/// A child that its parent knows of, and one that this was to guard.
+pub fn never_born(parent: &Node, child: TaskId, guarded: Option<TaskId>) {
+    parent.lock().children.retain(|task| *task != child);
+    unborn(parent, child);
+    if let Some(guarded) = guarded {
+        unborn(parent, guarded);
+    }
+}
+
 /// What `setopt` and `getopt` know, inherited at fork. The NIF keeps them; `signaloneof` is told to
 /// the helper too.
 #[derive(Debug, Clone, Copy)]
@@ -142,8 +151,8 @@ pub struct Inner {
     pub carried: bool,
     /// It is such a parent.
     pub carrier: bool,
-    /// A root that has not said yet that it serves: nobody has a handle, and its end is no event.
-    nascent: bool,
+    /// One that has not said yet that it serves: nobody has a handle, and its end is no event.
+    pub nascent: bool,
     /// Of a root: kills its cgroup, should every helper be dead.
     cgroup_kill: Option<File>,
     /// Processes that have stopped it themselves: they get no event of it.
@@ -170,6 +179,8 @@ pub struct Pending {
 pub enum Kind {
     Root(Option<Box<Restriction>>),
     Fork(TaskId),
+    /// The child answers, on its own socket; with it, one that it guards.
+    Birth(TaskId, Option<TaskId>),
     Batch,
     Exec,
     Set,
@@ -379,7 +390,7 @@ impl Inner {
         !self.is_alive() || self.execed || self.own_filter.allows(call)
     }
 
-    fn restrict(&mut self, restriction: &Restriction) {
+    pub fn restrict(&mut self, restriction: &Restriction) {
         self.own_filter.narrow(&restriction.own);
         self.child_filter.narrow(&restriction.children);
         if let Some(signal) = restriction.signal_one_of {
@@ -500,6 +511,7 @@ impl Served<'_> {
                 task,
                 pid,
             } => self.forked(sequence, task, pid),
+            FromNode::Born { sequence, result } => self.born(sequence, result),
             FromNode::Done {
                 sequence,
                 steps,
@@ -546,6 +558,50 @@ impl Served<'_> {
         }
     }
 
+    /// The answer of a child to what its parent was asked for.
+    fn born(&mut self, sequence: Sequence, result: Result<(i32, Option<i32>), Refusal>) {
+        let node = self.node().clone();
+        let Some(parent) = node.parent.and_then(find) else {
+            return;
+        };
+        let (pending, mut pipeline) = {
+            let mut inner = parent.node.lock();
+            let is_this =
+                |pending: &Pending| matches!(pending.kind, Kind::Birth(task, _) if task == node.id);
+            let known = inner.pending.get(&sequence).is_some_and(is_this);
+            let pending = known.then(|| inner.pending.remove(&sequence)).flatten();
+            (pending, inner.pipeline.clone())
+        };
+        let Some(Pending {
+            waiter,
+            kind: Kind::Birth(_, guarded),
+        }) = pending
+        else {
+            return;
+        };
+        let guarded = guarded.and_then(find);
+        let mut settle = |task: &ResourceArc<TaskHandle>, pid: i32| {
+            pipeline.push(pid);
+            let mut inner = task.node.lock();
+            inner.pid = Some(pid);
+            inner.pipeline.clone_from(&pipeline);
+            inner.nascent = false;
+        };
+        match result {
+            Ok((pid, child)) => {
+                settle(self.handle, pid);
+                if let (Some(guarded), Some(pid)) = (&guarded, child) {
+                    settle(guarded, pid);
+                }
+                self.notifier.born(&waiter, self.handle, guarded.as_ref());
+            }
+            Err(refusal) => {
+                never_born(&parent.node, node.id, guarded.map(|task| task.node.id));
+                self.notifier.done(&waiter, 0, &Err(refusal), None);
+            }
+        }
+    }
+
     fn done(
         &mut self,
         sequence: Sequence,
@@ -566,8 +622,11 @@ impl Served<'_> {
         };
         match (kind, result) {
             (Kind::Fork(child), _) => {
-                node.lock().children.retain(|task| *task != child);
-                unborn(&node, child);
+                never_born(&node, child, None);
+                self.notifier.done(&waiter, steps, result, state);
+            }
+            (Kind::Birth(child, guarded), _) => {
+                never_born(&node, child, guarded);
                 self.notifier.done(&waiter, steps, result, state);
             }
             (Kind::Root(restriction), Ok(Value::Int(pid))) => {
@@ -631,6 +690,7 @@ impl Served<'_> {
         for Pending { waiter, kind } in pending {
             match kind {
                 Kind::Fork(child) => unborn(self.node(), child),
+                Kind::Birth(child, guarded) => never_born(self.node(), child, guarded),
                 Kind::Root(_) => self.stillborn(),
                 _ => {}
             }
@@ -639,6 +699,17 @@ impl Served<'_> {
             self.notifier
                 .done(&waiter, steps, &Err(Refusal::Errno(libc::ESRCH)), None);
         }
+    }
+
+    /// The request that is to be answered by this one, which its parent got.
+    fn own_birth(&self) -> Option<Sequence> {
+        let node = self.node();
+        let parent = node.parent.and_then(find)?;
+        let inner = parent.node.lock();
+        let mut pending = inner.pending.iter();
+        let (sequence, _) = pending
+            .find(|(_, pending)| matches!(pending.kind, Kind::Birth(task, _) if task == node.id))?;
+        Some(*sequence)
     }
 
     /// A root of which nobody will have a handle: it ends, and its end is no event.
@@ -670,6 +741,10 @@ impl Served<'_> {
         if let Some(pending) = execed_now {
             self.notifier
                 .done(&pending.waiter, 0, &Ok(Value::atom("ok")), None);
+        }
+        // Not at the end of its socket, which comes too if it was never forked.
+        if let Some(sequence) = self.own_birth() {
+            self.born(sequence, Err(Refusal::Errno(libc::ESRCH)));
         }
         self.fail_pending();
         self.end_children(&children);

@@ -171,6 +171,21 @@ impl Notifier {
         });
     }
 
+    /// `{ref, {:ok, task}}`, or `{ref, {:ok, task, the one that it guards}}`
+    pub fn born(&mut self, waiter: &Waiter, task: &Task, guarded: Option<&Task>) {
+        let Some(guarded) = guarded else {
+            return self.forked(waiter, task);
+        };
+        self.send(&waiter.pid, |env| {
+            let ok = (
+                atoms::ok(),
+                encode_task(env, task),
+                encode_task(env, guarded),
+            );
+            (waiter.tag.encode(env), ok).encode(env)
+        });
+    }
+
     /// `{ref, {:done, steps, value | {:error, posix} | :undef, :same | {:state, value}}}`
     pub fn done(
         &mut self,

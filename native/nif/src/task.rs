@@ -17,7 +17,8 @@ use serde_bytes::ByteBuf;
 use stdio_protocol::channel;
 use stdio_protocol::constant::{self, Family};
 use stdio_protocol::message::{
-    Escalation, Exec, Filter, Handler, Program, Redirect, Setting, Step, Supervise, ToNode,
+    Birth, Escalation, Exec, Filter, Handler, Program, Redirect, Setting, Step, Supervise, ToNode,
+    User,
 };
 use stdio_protocol::value::BadArgument;
 
@@ -184,46 +185,127 @@ fn task_supervise<'a>(
 #[rustler::nif]
 fn task_fork<'a>(env: Env<'a>, parent: Task, clone: u64, reference: Reference<'a>) -> Term<'a> {
     let node = &parent.node;
-    let too_many = {
-        let inner = node.lock();
-        let depth = i64::try_from(inner.pipeline.len()).unwrap_or(i64::MAX);
-        let live = i64::try_from(inner.children.len()).unwrap_or(i64::MAX);
-        live >= inner.options.maxchild || depth >= inner.options.maxforkdepth
-    };
-    if too_many {
+    if has_too_many(node) {
         return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
     }
-    let made = ends(node.launcher.changes_users()).and_then(|(ends, fds)| {
-        let id = reactor::next_id();
-        let launcher = node.launcher.clone();
-        let leads_namespace = clone & *NEW_PID_NAMESPACE != 0;
-        let child = Node::new(id, Some(node), launcher, env.pid(), ends, leads_namespace)?;
-        Ok((adopt(env, child)?, fds))
-    });
-    let (child, fds) = match made {
+    let (child, fds) = match make_child(env, node, clone) {
         Ok(made) => made,
         Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
     };
     let task = child.node.id;
-    node.lock().children.push(task);
-    let asked = node.ask(
-        |sequence| ToNode::Fork {
-            sequence,
-            task,
-            clone,
-        },
-        fds.into(),
-        Pending {
-            waiter: waiter(env, reference),
-            kind: Kind::Fork(task),
-        },
-    );
+    let build = |sequence| ToNode::Fork {
+        sequence,
+        task,
+        clone,
+        birth: None,
+    };
+    let pending = Pending {
+        waiter: waiter(env, reference),
+        kind: Kind::Fork(task),
+    };
+    let asked = node.ask(build, fds, pending);
     if asked.is_err() {
-        node.lock().children.retain(|child| *child != task);
-        node::forget(task);
-        node.shard.command(Command::ForgetNode(task));
+        node::never_born(node, task, None);
     }
     answer(env, asked)
+}
+
+/// The ids of the user namespace, if not the parent's; steps; to guard another child as a supervisor.
+type BirthSpec<'a> = (
+    Option<(u32, u32)>,
+    Vec<StepSpec<'a>>,
+    Option<SuperviseSpec<'a>>,
+);
+
+/// A child that first does what `birth` says, in the same message. The answer is `{:ok, task}`, `{:ok, task,
+/// the child that it guards}`, or `{:done, 0, error}`.
+#[rustler::nif]
+fn task_birth<'a>(
+    env: Env<'a>,
+    parent: Task,
+    clone: u64,
+    birth: BirthSpec<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    let node = &parent.node;
+    let (ids, steps, supervise) = birth;
+    let steps = match decode_steps(env, &steps) {
+        Ok(steps) => steps,
+        Err(bad) => return bad_step(env, bad),
+    };
+    if has_too_many(node) {
+        return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
+    }
+    let (child, mut fds) = match make_child(env, node, clone) {
+        Ok(made) => made,
+        Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
+    };
+    child.node.lock().nascent = true;
+    let guards = supervise.map(|spec| {
+        let (supervise, restriction) = split(spec);
+        // Before the other one is made, which inherits of it.
+        child.node.lock().restrict(&restriction);
+        let (guarded, more) = make_child(env, &child.node, 0)?;
+        guarded.node.lock().nascent = true;
+        fds.extend(more);
+        Ok((guarded.node.id, supervise))
+    });
+    let task = child.node.id;
+    let guards = match guards.transpose() {
+        Ok(guards) => guards,
+        Err(errno) => {
+            node::never_born(node, task, None);
+            return answer(env, Err(Rejected::Errno(errno)));
+        }
+    };
+    let guarded = guards.as_ref().map(|(guarded, _)| *guarded);
+    let user = match ids {
+        Some((uid, gid)) => User::Mapped { uid, gid },
+        None => User::KeptIfUnprivileged,
+    };
+    let build = |sequence| ToNode::Fork {
+        sequence,
+        task,
+        clone,
+        birth: Some(Box::new(Birth {
+            user,
+            steps,
+            guards,
+        })),
+    };
+    let pending = Pending {
+        waiter: waiter(env, reference),
+        kind: Kind::Birth(task, guarded),
+    };
+    let asked = node.ask(build, fds, pending);
+    if asked.is_err() {
+        node::never_born(node, task, guarded);
+    }
+    answer(env, asked)
+}
+
+fn has_too_many(node: &Node) -> bool {
+    let inner = node.lock();
+    let depth = i64::try_from(inner.pipeline.len()).unwrap_or(i64::MAX);
+    let live = i64::try_from(inner.children.len()).unwrap_or(i64::MAX);
+    live >= inner.options.maxchild || depth >= inner.options.maxforkdepth
+}
+
+/// Known here and to its parent, and what it is to get.
+fn make_child(env: Env<'_>, parent: &Arc<Node>, clone: u64) -> Result<(Task, Vec<OwnedFd>), Errno> {
+    let (ends, fds) = ends(parent.launcher.changes_users())?;
+    let leads_namespace = clone & *NEW_PID_NAMESPACE != 0;
+    let node = Node::new(
+        reactor::next_id(),
+        Some(parent),
+        parent.launcher.clone(),
+        env.pid(),
+        ends,
+        leads_namespace,
+    )?;
+    let child = adopt(env, node)?;
+    parent.lock().children.push(child.node.id);
+    Ok((child, fds.into()))
 }
 
 /// Steps in order. The answer is `{:done, steps done, result}`.

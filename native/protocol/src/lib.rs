@@ -23,4 +23,4 @@ pub mod value;
 
 /// Both sides must agree on this string exactly; the helper refuses any other peer with
 /// `eproto`. The number after `+` counts changes of the message types.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+7");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+8");

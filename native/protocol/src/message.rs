@@ -76,12 +76,14 @@ pub enum ToNode {
         /// Its children are born into a cgroup of its own, or it fails with `ENOTSUP`.
         cgroup: bool,
     },
-    /// A child that serves requests too. Descriptors: its control socket, stdin, stdout, stderr.
-    /// `clone` holds CLONE_NEW* flags.
+    /// A child that serves requests too. Descriptors: its control socket, stdin, stdout, stderr; with
+    /// `guards`, the same of its own child after these. `clone` holds CLONE_NEW* flags. With `birth`,
+    /// the child answers in its parent's place, on its own socket, with `Born`.
     Fork {
         sequence: Sequence,
         task: TaskId,
         clone: u64,
+        birth: Option<Box<Birth>>,
     },
     /// The steps in order, up to the first one that fails and is not passed over.
     Batch {
@@ -119,6 +121,24 @@ pub enum ToNode {
     Exit {
         status: u8,
     },
+}
+
+/// What a child does before it is one that anybody can ask for anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Birth {
+    pub user: User,
+    pub steps: Vec<Step>,
+    /// It becomes a supervisor, and forks this child.
+    pub guards: Option<(TaskId, Supervise)>,
+}
+
+/// The user namespace that a child is born into. user_namespaces(7)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum User {
+    /// In it, the parent's ids are these.
+    Mapped { uid: u32, gid: u32 },
+    /// In it they are what they are outside; there is none where the parent is root.
+    KeptIfUnprivileged,
 }
 
 /// The three ways to exec.
@@ -204,6 +224,12 @@ pub enum FromNode {
         task: TaskId,
         /// As this process sees it.
         pid: i32,
+    },
+    /// The answer of a child to the request that its parent got. `pid` is its own, as its parent sees
+    /// it; `child` that of the one it guards, as itself does. A child that fails ends.
+    Born {
+        sequence: Sequence,
+        result: Result<(i32, Option<i32>), Refusal>,
     },
     /// What a batch came to: how many steps went well, and the last one's value; or the outcome of
     /// the next one, which did not: a value other than `:ok` and `{:ok, _}`, or a refusal.

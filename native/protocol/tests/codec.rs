@@ -18,9 +18,9 @@ use stdio_protocol::channel::MAX_BODY;
 use stdio_protocol::codec::{decode, encode};
 use stdio_protocol::constant::{lookup, Family};
 use stdio_protocol::message::{
-    Escalation, Exec, Exit, Filter, FromLauncher, FromNode, FromRoot, FromTask, Handler,
+    Birth, Escalation, Exec, Exit, Filter, FromLauncher, FromNode, FromRoot, FromTask, Handler,
     Namespaces, Plan, Program, Redirect, Refusal, Setting, Stage, Start, Step, Supervise,
-    ToLauncher, ToNode, ToRoot, Usage,
+    ToLauncher, ToNode, ToRoot, Usage, User,
 };
 use stdio_protocol::value::{BadArgument, Limit, Prio, Signal, Value};
 
@@ -338,6 +338,19 @@ fn program() -> impl Strategy<Value = Program> {
     ]
 }
 
+fn birth() -> impl Strategy<Value = Birth> {
+    let user = prop_oneof![
+        any::<[u32; 2]>().prop_map(|[uid, gid]| User::Mapped { uid, gid }),
+        Just(User::KeptIfUnprivileged),
+    ];
+    let guards = option::of((any::<u64>(), supervise()));
+    (user, vec(step(), 0..3), guards).prop_map(|(user, steps, guards)| Birth {
+        user,
+        steps,
+        guards,
+    })
+}
+
 fn to_node() -> impl Strategy<Value = ToNode> {
     prop_oneof![
         (
@@ -352,10 +365,13 @@ fn to_node() -> impl Strategy<Value = ToNode> {
                 supervise,
                 cgroup,
             }),
-        any::<[u64; 3]>().prop_map(|[sequence, task, clone]| ToNode::Fork {
-            sequence,
-            task,
-            clone
+        (any::<[u64; 3]>(), option::of(birth())).prop_map(|([sequence, task, clone], birth)| {
+            ToNode::Fork {
+                sequence,
+                task,
+                clone,
+                birth: birth.map(Box::new),
+            }
         }),
         (any::<u64>(), vec(step(), 0..6))
             .prop_map(|(sequence, steps)| ToNode::Batch { sequence, steps }),
@@ -394,6 +410,8 @@ fn simple_value() -> BoxedStrategy<Value> {
 
 fn from_node() -> impl Strategy<Value = FromNode> {
     let result = prop_oneof![simple_value().prop_map(Ok), refusal().prop_map(Err),];
+    let pids = (any::<i32>(), option::of(any::<i32>()));
+    let born = prop_oneof![pids.prop_map(Ok), refusal().prop_map(Err)];
     prop_oneof![
         Just(FromNode::Contained),
         (any::<u64>(), any::<u64>(), any::<i32>()).prop_map(|(sequence, task, pid)| {
@@ -415,6 +433,7 @@ fn from_node() -> impl Strategy<Value = FromNode> {
                 result,
                 state,
             }),
+        (any::<u64>(), born).prop_map(|(sequence, result)| FromNode::Born { sequence, result }),
         any::<u64>().prop_map(|sequence| FromNode::Execing { sequence }),
         (any::<u64>(), exit(), usage()).prop_map(|(task, exit, usage)| FromNode::Exited {
             task,
@@ -520,6 +539,7 @@ fn every_variant_is_generated(
     match from_node {
         FromNode::Contained
         | FromNode::Forked { .. }
+        | FromNode::Born { .. }
         | FromNode::Done { .. }
         | FromNode::Execing { .. }
         | FromNode::Exited { .. }

@@ -19,13 +19,15 @@ use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, pipe2, Pid};
+use nix::unistd::{
+    dup2_stderr, dup2_stdin, dup2_stdout, getegid, geteuid, getpid, getppid, pipe2, Gid, Pid, Uid,
+};
 use serde_bytes::ByteBuf;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
 use stdio_protocol::filter::CallFilter;
 use stdio_protocol::message::{
-    Exec, Filter, FromNode, Handler, Program, Redirect, Refusal, RootId, Sequence, Setting, Step,
-    Supervise, TaskId, ToNode, ToRoot,
+    Birth, Exec, Filter, FromNode, Handler, Program, Redirect, Refusal, RootId, Sequence, Setting,
+    Step, Supervise, TaskId, ToNode, ToRoot, User,
 };
 use stdio_protocol::value::Value;
 
@@ -159,6 +161,16 @@ struct Outcome {
     result: Result<Value, Refusal>,
 }
 
+/// What a fork came to, in the one who hears of it.
+enum Born {
+    Child(Pid),
+    /// In the child; `pid` is its own, as its parent sees it.
+    Myself {
+        pid: i32,
+        besides: Vec<OwnedFd>,
+    },
+}
+
 /// Why a node stops serving.
 enum Stop {
     /// Its owner, the BEAM or the launcher is gone.
@@ -258,7 +270,8 @@ impl Node {
                 sequence,
                 task,
                 clone,
-            } => self.fork(sequence, task, clone, fds)?,
+                birth,
+            } => self.fork(sequence, task, clone, birth.map(|birth| *birth), fds)?,
             ToNode::Batch { sequence, steps } => self.batch(sequence, &steps),
             ToNode::Exec {
                 sequence,
@@ -330,40 +343,65 @@ impl Node {
         sequence: Sequence,
         task: TaskId,
         clone: u64,
-        fds: Vec<OwnedFd>,
+        birth: Option<Birth>,
+        mut fds: Vec<OwnedFd>,
     ) -> Result<(), Stop> {
-        let Ok([control, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(fds) else {
+        let of_child = fds.split_off(fds.len().min(4));
+        let Ok(fds) = <[OwnedFd; 4]>::try_from(fds) else {
             return Err(Stop::Protocol);
         };
+        let flag = birth.as_ref().map_or(0, |birth| user_namespace(birth.user));
+        // Those outside of a namespace that it may be born into.
+        let ids = birth.as_ref().map(|_| (geteuid(), getegid()));
+        match self.give_birth(task, clone | flag, fds, of_child) {
+            // The child answers.
+            Ok(Born::Child(_)) if birth.is_some() => {}
+            Ok(Born::Child(pid)) => self.tell(&FromNode::Forked {
+                sequence,
+                task,
+                pid: pid.as_raw(),
+            }),
+            Ok(Born::Myself { pid, besides }) => {
+                if let (Some(birth), Some(ids)) = (birth, ids) {
+                    self.grow_up(sequence, pid, birth, ids, besides);
+                }
+            }
+            Err(refusal) => self.done(sequence, 0, Err(refusal)),
+        }
+        Ok(())
+    }
+
+    fn give_birth(
+        &mut self,
+        task: TaskId,
+        clone: u64,
+        fds: [OwnedFd; 4],
+        besides: Vec<OwnedFd>,
+    ) -> Result<Born, Refusal> {
+        let refused = |errno| Refusal::Errno(errno as i32);
         let name = if clone == 0 { "fork" } else { "clone" };
         if !self.own_filter.allows(name) {
-            self.done(sequence, 0, Err(Refusal::Undefined));
-            return Ok(());
+            return Err(Refusal::Undefined);
         }
         let me = getpid();
-        let born = pipe2(OFlag::O_CLOEXEC)
-            .and_then(|(go_ahead, go)| Ok((sys::clone(clone)?, go_ahead, go)));
-        match born {
-            Ok((Fork::Parent(pid), _, go)) => {
+        let (go_ahead, go) = pipe2(OFlag::O_CLOEXEC).map_err(refused)?;
+        match sys::clone(clone).map_err(refused)? {
+            Fork::Parent(pid) => {
                 self.children.insert(pid, task);
                 if let Some(Err(errno)) = self.cgroup().map(|cgroup| cgroup.enter(pid)) {
                     // Its end is nobody's to hear of: the go-ahead never comes.
                     self.children.remove(&pid);
-                    self.done(sequence, 0, Err(Refusal::Errno(errno as i32)));
-                    return Ok(());
+                    return Err(refused(errno));
                 }
                 // Recorded: from here on it may run.
                 task::release(&go, pid);
-                self.tell(&FromNode::Forked {
-                    sequence,
-                    task,
-                    pid: pid.as_raw(),
-                });
+                Ok(Born::Child(pid))
             }
-            Ok((Fork::Child, go_ahead, go)) => {
+            Fork::Child => {
                 let parent = (clone & sys::CLONE_NEWPID == 0).then_some(me);
                 // Closed with all the others, by number.
                 let _ = go.into_raw_fd();
+                let [control, stdin, stdout, stderr] = fds;
                 let descriptors = task::Descriptors {
                     control,
                     stdin,
@@ -371,21 +409,24 @@ impl Node {
                     stderr,
                     go_ahead,
                 };
-                self.be_born(descriptors, parent);
+                Ok(self.be_born(descriptors, besides, parent))
             }
-            Err(errno) => self.done(sequence, 0, Err(Refusal::Errno(errno as i32))),
         }
-        Ok(())
     }
 
     /// In the child: what was the parent's is closed or forgotten, then requests are served.
-    fn be_born(&mut self, descriptors: task::Descriptors, parent: Option<Pid>) {
-        let Ok((control, go_ahead)) = task::arrange(descriptors) else {
+    fn be_born(
+        &mut self,
+        descriptors: task::Descriptors,
+        besides: Vec<OwnedFd>,
+        parent: Option<Pid>,
+    ) -> Born {
+        let Ok((control, go_ahead, besides)) = task::arrange(descriptors, besides) else {
             sys::exit(1)
         };
-        if task::read_pid(&File::from(go_ahead)).is_none() {
-            sys::exit(1);
-        }
+        let Some(pid) = task::read_pid(&File::from(go_ahead)) else {
+            sys::exit(1)
+        };
         // The old numbers are closed or taken by now: nothing of the parent's may be dropped.
         std::mem::forget(std::mem::replace(&mut self.control, control));
         self.handlers.renew();
@@ -403,6 +444,60 @@ impl Node {
         self.own_filter = self.child_filter.clone();
         // A task holds no descriptor but its own: its user namespace's maps can be written.
         let _ = nix::sys::prctl::set_dumpable(true);
+        Born::Myself { pid, besides }
+    }
+
+    /// What a child that is born with tasks does first. It ends if one fails.
+    fn grow_up(
+        &mut self,
+        sequence: Sequence,
+        pid: i32,
+        birth: Birth,
+        ids: (Uid, Gid),
+        besides: Vec<OwnedFd>,
+    ) {
+        let Birth {
+            user,
+            steps,
+            guards,
+        } = birth;
+        let result = enter_user_namespace(user, ids)
+            .and_then(|()| {
+                let Outcome { done, result, .. } = self.steps(&steps);
+                match (usize::try_from(done) == Ok(steps.len()), result) {
+                    (true, _) => Ok(()),
+                    (false, Err(refusal)) => Err(refusal),
+                    (false, Ok(_)) => Err(Refusal::Errno(libc::EINVAL)),
+                }
+            })
+            .and_then(|()| {
+                guards
+                    .map(|(task, supervise)| self.guard(task, supervise, besides))
+                    .transpose()
+            });
+        let result = match result {
+            Ok(None) => Ok((pid, None)),
+            Ok(Some(Born::Child(child))) => Ok((pid, Some(child.as_raw()))),
+            // The child of this one has nothing to say.
+            Ok(Some(Born::Myself { .. })) => return,
+            Err(refusal) => Err(refusal),
+        };
+        let failed = result.is_err();
+        self.tell(&FromNode::Born { sequence, result });
+        if failed {
+            self.stop(Stop::Asked(1));
+        }
+    }
+
+    fn guard(
+        &mut self,
+        task: TaskId,
+        supervise: Supervise,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Born, Refusal> {
+        let fds = <[OwnedFd; 4]>::try_from(fds).map_err(|_| Refusal::Errno(libc::EBADF))?;
+        self.supervise(supervise)?;
+        self.give_birth(task, 0, fds, Vec::new())
     }
 
     /// To calls, the descriptors that serving needs do not exist.
@@ -880,6 +975,24 @@ impl Node {
         );
         while let Ok(Some(_)) = self.signals.read_signal() {}
     }
+}
+
+/// The flag of clone(2).
+fn user_namespace(user: User) -> u64 {
+    match user {
+        User::KeptIfUnprivileged if geteuid().is_root() => 0,
+        User::KeptIfUnprivileged | User::Mapped { .. } => sys::CLONE_NEWUSER,
+    }
+}
+
+/// With the ids that the process had outside.
+fn enter_user_namespace(user: User, (uid, gid): (Uid, Gid)) -> Result<(), Refusal> {
+    let inside = match user {
+        User::KeptIfUnprivileged if uid.is_root() => return Ok(()),
+        User::KeptIfUnprivileged => (uid.as_raw(), gid.as_raw()),
+        User::Mapped { uid, gid } => (uid, gid),
+    };
+    sys::map_ids((inside.0, uid), (inside.1, gid)).map_err(|errno| Refusal::Errno(errno as i32))
 }
 
 fn redirect_streams(redirect: Redirect, null: Option<&OwnedFd>) -> Result<(), Errno> {

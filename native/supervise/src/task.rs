@@ -37,7 +37,7 @@ struct Failure(Stage, Errno);
 /// Runs in the forked child and does not return. Anything that goes wrong is told on the task's
 /// socket; the status is then of no interest to anybody.
 pub fn run(prepared: Prepared, descriptors: Descriptors, parent: Pid) -> ! {
-    let Ok((control, go_ahead)) = arrange(descriptors) else {
+    let Ok((control, go_ahead, _)) = arrange(descriptors, Vec::new()) else {
         sys::exit(1)
     };
     // The parent has not recorded this process before it writes; if it dies first, so do we.
@@ -63,9 +63,12 @@ pub fn run(prepared: Prepared, descriptors: Descriptors, parent: Pid) -> ! {
     sys::exit(1)
 }
 
-/// Descriptors 0-2 are the program's, 3 and 4 ours and close-on-exec; all others are closed.
-/// The parent's control socket was fd 0, so it goes with the first step.
-pub fn arrange(descriptors: Descriptors) -> Result<(OwnedFd, OwnedFd), Errno> {
+/// Descriptors 0-2 are the program's, 3 and 4 ours and close-on-exec, then those `besides`; all
+/// others are closed. The parent's control socket was fd 0, so it goes with the first step.
+pub fn arrange(
+    descriptors: Descriptors,
+    besides: Vec<OwnedFd>,
+) -> Result<(OwnedFd, OwnedFd, Vec<OwnedFd>), Errno> {
     dup2_stdin(&descriptors.stdin)?;
     dup2_stdout(&descriptors.stdout)?;
     dup2_stderr(&descriptors.stderr)?;
@@ -73,7 +76,13 @@ pub fn arrange(descriptors: Descriptors) -> Result<(OwnedFd, OwnedFd), Errno> {
     for fd in [descriptors.stdin, descriptors.stdout, descriptors.stderr] {
         let _ = fd.into_raw_fd();
     }
-    sys::keep_two(descriptors.control, descriptors.go_ahead)
+    let mut kept = vec![descriptors.control, descriptors.go_ahead];
+    kept.extend(besides);
+    let mut kept = sys::keep(kept)?.into_iter();
+    let (Some(control), Some(go_ahead)) = (kept.next(), kept.next()) else {
+        return Err(Errno::EBADF);
+    };
+    Ok((control, go_ahead, kept.collect()))
 }
 
 /// The parent's go-ahead, once it has recorded the child. EPIPE: that was killed, which wait reports.
@@ -94,7 +103,7 @@ fn setup(own_ids: Option<(Uid, Gid)>) -> Result<(), Failure> {
         return Ok(());
     };
     prctl::set_dumpable(true)
-        .and_then(|()| sys::map_own_ids(uid.as_raw(), gid.as_raw()))
+        .and_then(|()| sys::map_ids((uid.as_raw(), uid), (gid.as_raw(), gid)))
         .map_err(|errno| Failure(Stage::Setup, errno))
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::signalfd::siginfo;
-use nix::unistd::Pid;
+use nix::unistd::{Gid, Pid, Uid};
 use stdio_protocol::message::{Exit, Namespaces, Usage};
 use stdio_protocol::value::Limit;
 
@@ -85,6 +85,7 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS
 /// CLONE_NEWTIME shares its bit with the exit signal mask of the old clone(2).
 const CLONE_NEWTIME: u64 = 0x80;
 pub const CLONE_NEWPID: u64 = libc::CLONE_NEWPID.unsigned_abs() as u64;
+pub const CLONE_NEWUSER: u64 = libc::CLONE_NEWUSER.unsigned_abs() as u64;
 
 /// A fork into the new namespaces that a plan asks for.
 pub fn fork(namespaces: Namespaces) -> Result<Fork, Errno> {
@@ -538,39 +539,47 @@ pub fn leads_namespace(number: Pid) -> bool {
     pids.len() > 1 && pids.last() == Some(&Pid::from_raw(1))
 }
 
-/// Maps the ids that the task had outside to themselves inside its new user namespace.
-/// user_namespaces(7): setgroups must be denied before an unprivileged gid_map.
-pub fn map_own_ids(uid: u32, gid: u32) -> Result<(), Errno> {
+/// Maps one user and one group into the new user namespace of this process: ids inside, and those it
+/// had outside. user_namespaces(7): setgroups must be denied before an unprivileged gid_map.
+pub fn map_ids(uid: (u32, Uid), gid: (u32, Gid)) -> Result<(), Errno> {
     let write = |file: &str, text: String| {
         std::fs::write(format!("/proc/self/{file}"), text)
             .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
     };
     write("setgroups", "deny".to_owned())?;
-    write("uid_map", format!("{uid} {uid} 1\n"))?;
-    write("gid_map", format!("{gid} {gid} 1\n"))
+    write("uid_map", format!("{} {} 1\n", uid.0, uid.1))?;
+    write("gid_map", format!("{} {} 1\n", gid.0, gid.1))
 }
 
-/// Moves two descriptors to 3 and 4, close-on-exec, and closes all others above 2.
-pub fn keep_two(first: OwnedFd, second: OwnedFd) -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (from_first, from_second) = (first.into_raw_fd(), second.into_raw_fd());
-    // The second must not be overwritten by the first's move.
-    let from_second = if from_second == 3 {
-        Errno::result(
+/// Moves descriptors to 3 and up in their order, close-on-exec, and closes all others above 2.
+pub fn keep(fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Errno> {
+    let fds: Vec<RawFd> = fds.into_iter().map(IntoRawFd::into_raw_fd).collect();
+    let places = || 3..;
+    let end = places()
+        .zip(&fds)
+        .map(|(place, _)| place + 1)
+        .last()
+        .unwrap_or(3);
+    let mut sources = Vec::with_capacity(fds.len());
+    for (place, fd) in places().zip(fds) {
+        // None may be overwritten by another's move.
+        sources.push(match fd != place && (3..end).contains(&fd) {
             // SAFETY: duplicates a descriptor that we own; the copy is closed below.
-            unsafe { libc::fcntl(from_second, libc::F_DUPFD_CLOEXEC, 5) },
-        )?
-    } else {
-        from_second
-    };
-    for (from, to) in [(from_first, 3), (from_second, 4)] {
-        if from != to {
-            // SAFETY: whatever stood at 3 and 4 was the parent's; this process uses neither.
-            Errno::result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) })?;
+            true => Errno::result(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, end) })?,
+            false => fd,
+        });
+    }
+    for (place, fd) in places().zip(&sources) {
+        if *fd != place {
+            // SAFETY: whatever stood there was the parent's; this process does not use it.
+            Errno::result(unsafe { libc::dup3(*fd, place, libc::O_CLOEXEC) })?;
         }
     }
-    close_from(5);
-    // SAFETY: 3 and 4 were just made, and nothing else owns them.
-    Ok(unsafe { (OwnedFd::from_raw_fd(3), OwnedFd::from_raw_fd(4)) })
+    close_from(end.unsigned_abs());
+    // SAFETY: they were just put there, and nothing else owns them.
+    Ok((3..end)
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+        .collect())
 }
 
 /// fd 0 as an owned descriptor. The helper has one control socket at a time, and it is fd 0.
