@@ -109,10 +109,15 @@ defmodule Stdio.Faults.ErrorSweepTest do
         do: {{ending, {role, at}, error}, name}
   end
 
-  # The parent's word to its child, of four bytes, and the like: a sample seldom meets them.
+  # The parent's word to its child, of four bytes; the one time that an end is asked for. A sample
+  # seldom meets them.
   defp sample(points) do
-    writes = for {{_, _, :eintr}, "write"} = point <- points, do: point
-    sample = spaced(points, size(12, length(points))) ++ spaced(writes, 4)
+    once =
+      for {{_, _, error}, name} = point <- points,
+          {error, name} in [eintr: "write", enomem: "wait4"],
+          do: point
+
+    sample = spaced(points, size(12, length(points))) ++ spaced(once, size(8, length(once)))
     for {point, _name} <- Enum.uniq(sample), do: point
   end
 

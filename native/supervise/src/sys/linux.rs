@@ -154,12 +154,16 @@ pub fn waitpid(pid: i32, flags: i32) -> Result<(i32, i32, Option<Ended>), Errno>
     Ok((pid, status, ended))
 }
 
-/// wait4(2) for any child, without waiting. `Ok(None)`: none has ended; `ECHILD`: there is none.
+/// How often a call that cannot fail otherwise is tried.
+const MAX_TRIES: usize = 16;
+
+/// wait4(2) for any child, without waiting. `Ok(None)`: none has ended; `ECHILD`: there is none. An
+/// end that is not collected now may never be asked for again, so no other error is taken at its word.
 pub fn wait_any() -> Result<Option<Ended>, Errno> {
     let mut status = 0;
     // SAFETY: rusage is plain data, and all zero is a value of it.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    loop {
+    for _ in 0..MAX_TRIES {
         // SAFETY: both out-pointers are valid for the call.
         let pid = unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, &mut usage) };
         return match Errno::result(pid) {
@@ -169,10 +173,11 @@ pub fn wait_any() -> Result<Option<Ended>, Errno> {
                 exit: exit_of(status),
                 usage: usage_of(&usage),
             })),
-            Err(Errno::EINTR) => continue,
-            Err(errno) => Err(errno),
+            Err(Errno::ECHILD) => Err(Errno::ECHILD),
+            Err(_) => continue,
         };
     }
+    Err(Errno::EAGAIN)
 }
 
 fn exit_of(status: c_int) -> Exit {
