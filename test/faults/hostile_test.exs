@@ -105,6 +105,23 @@ defmodule Stdio.Faults.HostileTest do
       end
     end
 
+    @tag :root
+    test "nor do programs with file capabilities", %{mark: mark, dir: dir} do
+      program = Path.join(dir, "show-fds")
+      File.cp!(Proc.fixture("show-fds"), program)
+      File.chmod!(program, 0o755)
+      assert {_, 0} = System.cmd("/sbin/setcap", ["cap_net_admin,cap_sys_ptrace+ep", program])
+
+      capabilities = fn config ->
+        elements = list([program, mark], [uid: 65_600, gid: 65_601] ++ config)
+        Map.fetch!(tries(elements), "capeff")
+      end
+
+      assert capabilities.([]) == "0000000000000000"
+      # The premise. Bits 12 and 19, capabilities(7).
+      assert capabilities.(setuid: true) == "0000000000081000"
+    end
+
     @tag :unprivileged
     test "give nothing, in whose ever directory they are", %{mark: mark} do
       su = System.find_executable("su")
