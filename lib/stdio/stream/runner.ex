@@ -197,9 +197,21 @@ defmodule Stdio.Stream.Runner do
   # The core has a deadline for a helper that does not answer, so this wait ends.
   defp await_start(%{ref: ref} = run, ops) do
     receive do
-      {^ref, :started, os_pid} -> {:ok, os_pid}
-      {^ref, :failed, :launcher, _reason} -> :launcher
-      {^ref, :failed, place, reason} -> start_error(run, place, reason, ops)
+      {^ref, :started, os_pid} ->
+        {:ok, os_pid}
+
+      {^ref, :failed, place, reason} ->
+        drop_output(ref)
+        if place == :launcher, do: :launcher, else: start_error(run, place, reason, ops)
+    end
+  end
+
+  # Of a program that was executed, which was not heard of in time.
+  defp drop_output(ref) do
+    receive do
+      {^ref, {_stream, _chunk}} -> drop_output(ref)
+    after
+      0 -> :ok
     end
   end
 

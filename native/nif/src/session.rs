@@ -340,6 +340,8 @@ impl Session {
 
     fn fail(&mut self, failure: Failure) {
         self.progress.failure.get_or_insert(failure);
+        // Nobody gets a stream of it.
+        self.progress.discarding = true;
     }
 
     fn read_task(&mut self, notifier: &mut Notifier) {
