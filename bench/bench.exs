@@ -870,6 +870,7 @@ defmodule Bench do
       only: :keep,
       name: :string,
       list: :boolean,
+      publish: :boolean,
       # Between this script and the BEAMs that it starts.
       call: :string
     ]
@@ -907,8 +908,20 @@ defmodule Bench do
     IO.puts(["\n", Report.table(results)])
     file = Report.write!(results, machine, mode, Map.get(opts, :name, "latest"))
     IO.puts("Written to #{Path.relative_to_cwd(file)}")
+    if opts[:publish], do: publish(results, machine, file)
     # Unmet targets are for people to judge, a contender that failed is not.
     if Enum.any?(results, & &1.failed), do: System.halt(1)
+  end
+
+  # What the repository keeps.
+  defp publish(results, machine, file) do
+    docs = Path.expand("../docs", __DIR__)
+    line = Machine.line(machine)
+    table = ["# ", line, "\n\n", Report.table(results)]
+    File.cp!(file, Path.join(docs, "bench.json"))
+    File.write!(Path.join(docs, "bench.txt"), table)
+    File.write!(Path.join(docs, "bench.svg"), Bench.Plot.svg(results, line))
+    IO.puts("And to docs/bench.json, docs/bench.txt, docs/bench.svg")
   end
 
   defp chosen(scenarios, []), do: Enum.reject(scenarios, &Map.get(&1, :extra, false))
@@ -1074,7 +1087,7 @@ defmodule Bench do
   defp usage(why) do
     IO.puts(
       :stderr,
-      "bin/bench: #{why}\nusage: bin/bench [--quick] [--only NAME]... [--name FILE]"
+      "bin/bench: #{why}\nusage: bin/bench [--quick] [--only NAME]... [--name FILE] [--publish]"
     )
 
     System.halt(64)
@@ -1262,6 +1275,93 @@ defmodule Bench.Report do
 
     [?", escaped, ?"]
   end
+end
+
+defmodule Bench.Plot do
+  @moduledoc false
+  # A row for each metric, a dot for each reference: how many times as good as it Stdio is, on a
+  # logarithmic scale. Right of the line is better, whatever the unit.
+
+  @references [floor: "#888888", port: "#d95f02", system_cmd: "#1b9e77"]
+  @names %{floor: "floor (Rust, or bwrap)", port: "Port", system_cmd: "System.cmd"}
+  @left 150
+  @width 560
+  @row 24
+  @top 74
+  # Of the scale: from 1/8 to 8 times; what lies beyond is at its end.
+  @most 8
+
+  def svg(results, machine_line) do
+    rows = for result <- results, dots = dots(result), dots != [], do: {result.metric, dots}
+    bottom = @top + length(rows) * @row
+    width = @left + @width + 40
+
+    [
+      ~s(<svg xmlns="http://www.w3.org/2000/svg" width="#{width}" height="#{bottom + 74}" ),
+      ~s(font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n),
+      text(
+        12,
+        20,
+        "Stdio compared: right of 1 is better than the reference",
+        ~s(font-weight="bold")
+      ),
+      legend(),
+      for(mark <- [0.125, 0.25, 0.5, 1, 2, 4, 8], do: mark(mark, bottom)),
+      for(
+        {row, index} <- Enum.with_index(rows),
+        do: row(row, @top + index * @row + div(@row, 2))
+      ),
+      for {line, index} <- Enum.with_index(String.split(machine_line, "; ")) do
+        text(12, bottom + 38 + index * 13, line, ~s(font-size="10" fill="#666666"))
+      end,
+      "</svg>\n"
+    ]
+  end
+
+  defp dots(result) do
+    for {reference, _} <- @references, ratio = result.ratios[reference], ratio > 0 do
+      better = if String.ends_with?(result.metric.unit, "/s"), do: ratio, else: 1 / ratio
+      {reference, better}
+    end
+  end
+
+  defp legend do
+    for {{reference, color}, index} <- Enum.with_index(@references) do
+      x = @left + index * 190
+      [dot(x, 42, color), text(x + 10, 46, @names[reference], "")]
+    end
+  end
+
+  defp mark(value, bottom) do
+    x = x(value)
+    color = if value == 1, do: "#333333", else: "#dddddd"
+    label = if value < 1, do: "1/#{round(1 / value)}", else: "#{value}"
+
+    [
+      ~s(<line x1="#{x}" y1="#{@top - 8}" x2="#{x}" y2="#{bottom}" stroke="#{color}"/>\n),
+      text(x, bottom + 16, label, ~s(text-anchor="middle"))
+    ]
+  end
+
+  defp row({metric, dots}, y) do
+    [
+      text(12, y + 4, metric.name, ""),
+      for({reference, better} <- dots) do
+        label =
+          "#{metric.name}, #{@names[reference]}: #{:erlang.float_to_binary(better, decimals: 2)}"
+
+        ["<g><title>#{label}</title>", dot(x(better), y, @references[reference]), "</g>\n"]
+      end
+    ]
+  end
+
+  defp x(value) do
+    at = :math.log2(value |> min(@most) |> max(1 / @most)) / :math.log2(@most)
+    round(@left + (at + 1) / 2 * @width)
+  end
+
+  defp dot(x, y, color), do: ~s(<circle cx="#{x}" cy="#{y}" r="5" fill="#{color}"/>\n)
+  defp text(x, y, text, more), do: ~s(<text x="#{x}" y="#{y}" #{more}>#{text}</text>\n)
 end
 
 defmodule Bench.Machine do

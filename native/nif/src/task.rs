@@ -185,7 +185,7 @@ fn task_supervise<'a>(
 #[rustler::nif]
 fn task_fork<'a>(env: Env<'a>, parent: Task, clone: u64, reference: Reference<'a>) -> Term<'a> {
     let node = &parent.node;
-    if has_too_many(node) {
+    if has_too_many(node, 1) {
         return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
     }
     let (child, fds) = match make_child(env, node, clone) {
@@ -233,7 +233,7 @@ fn task_birth<'a>(
         Ok(steps) => steps,
         Err(bad) => return bad_step(env, bad),
     };
-    if has_too_many(node) {
+    if has_too_many(node, if supervise.is_some() { 2 } else { 1 }) {
         return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
     }
     let (child, mut fds) = match make_child(env, node, clone) {
@@ -284,11 +284,12 @@ fn task_birth<'a>(
     answer(env, asked)
 }
 
-fn has_too_many(node: &Node) -> bool {
+/// For another child, and so many generations below the node.
+fn has_too_many(node: &Node, generations: i64) -> bool {
     let inner = node.lock();
     let depth = i64::try_from(inner.pipeline.len()).unwrap_or(i64::MAX);
     let live = i64::try_from(inner.children.len()).unwrap_or(i64::MAX);
-    live >= inner.options.maxchild || depth >= inner.options.maxforkdepth
+    live >= inner.options.maxchild || depth.saturating_add(generations) > inner.options.maxforkdepth
 }
 
 /// Known here and to its parent, and what it is to get.
