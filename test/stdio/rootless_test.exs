@@ -59,4 +59,31 @@ defmodule Stdio.RootlessTest do
     assert error.message =~ "user.max_user_namespaces"
     Stdio.Task.stop(root)
   end
+
+  test "a supervisor and its child are two generations" do
+    {:ok, root} = Stdio.Task.fork()
+    birth = fn -> Stdio.Task.__birth__(root, [], {0, 0}, [], Stdio.__supervision__()) end
+    true = Stdio.Task.setopt(root, :maxforkdepth, 1)
+    assert birth.() == {:error, :eagain}
+    true = Stdio.Task.setopt(root, :maxforkdepth, 2)
+    assert {:ok, cinit, program} = birth.()
+    assert Stdio.Task.parent(program) == cinit
+    assert length(Stdio.Task.pipeline(program)) == 2
+    Stdio.Task.stop(root)
+  end
+
+  test "a step of its birth that fails is the error, and nothing is left" do
+    {:ok, root} = Stdio.Task.fork()
+    birth = &Stdio.Task.__birth__(root, [], {0, 0}, [{:chdir, ["/"]}, &1], &2)
+
+    for supervision <- [nil, Stdio.__supervision__()] do
+      assert birth.({:chdir, ["/nonexistent"]}, supervision) == {:error, :enoent}
+      assert Stdio.Task.cpid(root) == []
+      assert_raise UndefinedFunctionError, fn -> birth.({:pledge, ["a", "b"]}, supervision) end
+      assert_raise ArgumentError, fn -> birth.({:chdir, [1]}, supervision) end
+    end
+
+    assert {:ok, _} = Stdio.Task.fork(root)
+    Stdio.Task.stop(root)
+  end
 end
