@@ -58,9 +58,18 @@ defmodule Stdio.Rootless do
     ops = [{:chdir, ["/"]}]
 
     case Stdio.Task.__birth__(supervisor, namespaces, ids, ops, Stdio.__supervision__()) do
-      {:ok, cinit, program} -> {:ok, [ProcessTree.task(cinit), ProcessTree.task(program)]}
+      {:ok, cinit, program} -> {:ok, pipeline([cinit, program])}
       {:error, _} = error -> error
     end
+  end
+
+  defp pipeline(tasks) do
+    for task <- tasks, do: ProcessTree.task(task)
+  rescue
+    error in Stdio.OpError ->
+      # One has died meanwhile. Of neither is an event to come.
+      for task <- Enum.reverse(tasks), do: Stdio.Task.stop(task)
+      reraise error, __STACKTRACE__
   end
 
   @doc """
