@@ -64,7 +64,7 @@ defmodule Stdio.MixProject do
       # They name what users do not see.
       skip_undefined_reference_warnings_on: decisions,
       groups_for_modules: [
-        Behaviours: [Stdio.Process, Stdio.Container, Stdio.Rootless],
+        Behaviours: [Stdio.Process, Stdio.Container, Stdio.Rootless, Stdio.Jail],
         "Calls on a process": [Stdio.Task, Stdio.Op, Stdio.Seccomp, Stdio.ProcessTree],
         "This system": [~r/^Stdio\.Syscall/, Stdio.Procfs, Stdio.Signal],
         Errors: [Stdio.StreamError, Stdio.OpError]
