@@ -36,7 +36,8 @@ defmodule Stdio.MixProject do
   # package that Stdio can work with is looked for at run time (Code.ensure_loaded?/1).
   defp deps, do: []
 
-  # All members of the Cargo workspace have to be there for cargo to read it. Without tests.
+  # All members of the Cargo workspace have to be there for cargo to read it. Without tests, guides,
+  # examples and notebooks.
   defp package do
     [
       licenses: ["MIT"],
@@ -53,14 +54,17 @@ defmodule Stdio.MixProject do
 
     [
       main: "readme",
+      # "stdio" would be the page of the module Stdio, where the case of letters means nothing.
       extras:
         ["README.md"] ++
-          guides ++ ~w(CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE) ++ decisions,
+          guides ++
+          [{"notebooks/stdio.livemd", filename: "tour"}] ++
+          ~w(CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE) ++ decisions,
       groups_for_extras: [Decisions: decisions],
       # They name what users do not see.
       skip_undefined_reference_warnings_on: decisions,
       groups_for_modules: [
-        Behaviours: [Stdio.Process, Stdio.Container, Stdio.Rootless],
+        Behaviours: [Stdio.Process, Stdio.Container, Stdio.Rootless, Stdio.Jail],
         "Calls on a process": [Stdio.Task, Stdio.Op, Stdio.Seccomp, Stdio.ProcessTree],
         "This system": [~r/^Stdio\.Syscall/, Stdio.Procfs, Stdio.Signal],
         Errors: [Stdio.StreamError, Stdio.OpError]

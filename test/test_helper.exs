@@ -23,7 +23,7 @@ defmodule Stdio.TestCapabilities do
        "user namespaces: " <> enable_userns()},
       {:netns, works?("unshare", ~w(--user --map-root-user --net true)),
        "network and user namespaces: " <> enable_userns()},
-      {:pid_max, pid_max?(),
+      {:pid_max, os == :linux and pid_max?(),
        "user namespaces and Linux 6.14, with a pid_max for each PID namespace"},
       {:cgroup, root? and cgroup?(),
        "root and a writable cgroup v2 with cgroup.kill (Linux 5.14): " <>

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use stdio_protocol::call::{Call, TABLE};
+use stdio_protocol::call::{rows, Call};
 use stdio_protocol::codec::{decode, encode};
 use stdio_protocol::constant;
 use stdio_protocol::errno;
@@ -59,19 +59,19 @@ fn values(input: &mut Unstructured<'_>, depth: u8) -> Result<Vec<Value>> {
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Unstructured::new(bytes);
-    let Ok(index) = input.choose_index(TABLE.len() + 1) else {
+    let Ok(index) = input.choose_index(rows().count() + 1) else {
         return;
     };
     let Ok(arguments) = values(&mut input, 4) else {
         return;
     };
-    let Some(row) = TABLE.get(index) else {
+    let Some(row) = rows().nth(index) else {
         let name: String = input.arbitrary().unwrap_or_default();
         // Total, whatever it says.
         let _ = constant::query(&name, &arguments);
         let _ = errno::number(&name);
         let _ = is_result_atom(&name);
-        if !TABLE.iter().any(|row| row.name == name) {
+        if !rows().any(|row| row.name == name) {
             assert_eq!(Call::decode(&name, arguments), Err(BadArgument::Undefined));
         }
         return;

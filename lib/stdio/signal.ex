@@ -1,56 +1,47 @@
 defmodule Stdio.Signal do
   @moduledoc """
-  Signal names and numbers, as Linux numbers them on x86, arm and riscv (signal(7)).
+  Signal names and numbers of this system: those of Linux on x86, arm and riscv (signal(7)), or those
+  of FreeBSD and OpenBSD (signal(3)).
 
   Real-time signals have no names when they are reported, because their meaning is private to
-  the program: they go in as integers (or `:sigrtmin`, `:sigrtmax`) and come out as `:unknown`.
+  the program: they go in as integers (or `:sigrtmin`, `:sigrtmax`, on Linux) and come out as
+  `:unknown`.
   """
 
-  @names [
-    sighup: 1,
-    sigint: 2,
-    sigquit: 3,
-    sigill: 4,
-    sigtrap: 5,
-    sigabrt: 6,
-    sigbus: 7,
-    sigfpe: 8,
-    sigkill: 9,
-    sigusr1: 10,
-    sigsegv: 11,
-    sigusr2: 12,
-    sigpipe: 13,
-    sigalrm: 14,
-    sigterm: 15,
-    sigstkflt: 16,
-    sigchld: 17,
-    sigcont: 18,
-    sigstop: 19,
-    sigtstp: 20,
-    sigttin: 21,
-    sigttou: 22,
-    sigurg: 23,
-    sigxcpu: 24,
-    sigxfsz: 25,
-    sigvtalrm: 26,
-    sigprof: 27,
-    sigwinch: 28,
-    sigio: 29,
-    sigpwr: 30,
-    sigsys: 31
-  ]
+  # In the order of their numbers, from 1 on.
+  @linux ~w(sighup sigint sigquit sigill sigtrap sigabrt sigbus sigfpe sigkill sigusr1 sigsegv
+            sigusr2 sigpipe sigalrm sigterm sigstkflt sigchld sigcont sigstop sigtstp sigttin
+            sigttou sigurg sigxcpu sigxfsz sigvtalrm sigprof sigwinch sigio sigpwr sigsys)a
 
-  # Accepted, never reported. 32 and 33 belong to the C library, hence sigrtmin = 34.
-  @aliases [sigiot: 6, sigcld: 17, sigpoll: 29, sigunused: 31, sigrtmin: 34, sigrtmax: 64]
+  @bsd ~w(sighup sigint sigquit sigill sigtrap sigabrt sigemt sigfpe sigkill sigbus sigsegv
+          sigsys sigpipe sigalrm sigterm sigurg sigstop sigtstp sigcont sigchld sigttin sigttou
+          sigio sigxcpu sigxfsz sigvtalrm sigprof sigwinch siginfo sigusr1 sigusr2)a
 
-  @numbers Map.new(@names ++ @aliases, fn {name, number} -> {Atom.to_string(name), number} end)
+  # Accepted, never reported. 32 and 33 belong to Linux's C library, hence sigrtmin = 34.
+  @linux_aliases [sigiot: 6, sigcld: 17, sigpoll: 29, sigunused: 31, sigrtmin: 34, sigrtmax: 64]
+  @bsd_aliases [sigiot: 6, sigthr: 32]
+
+  @systems %{
+    linux: {Enum.with_index(@linux, 1), @linux_aliases},
+    freebsd: {Enum.with_index(@bsd, 1), @bsd_aliases},
+    openbsd: {Enum.with_index(@bsd, 1), @bsd_aliases}
+  }
+
+  {:unix, this} = :os.type()
+  @this if Map.has_key?(@systems, this), do: this, else: :linux
+  @names @systems[@this] |> elem(0)
+
+  @numbers Map.new(@systems, fn {system, {names, aliases}} ->
+             by_name = Map.new(names ++ aliases, fn {name, n} -> {Atom.to_string(name), n} end)
+             {system, by_name}
+           end)
 
   @typedoc "A name in any letter case (`:sigterm`, `:SIGTERM`) or a number."
   @type t :: atom | 1..64
 
   @doc "Whether `signal` is a known name or a number in 1..64."
   @spec valid?(term) :: boolean
-  def valid?(signal), do: match?({:ok, _}, fetch(signal))
+  def valid?(signal), do: match?({:ok, _}, fetch(signal, @this))
 
   @doc """
   The number of a signal; ArgumentError when there is no such signal.
@@ -61,8 +52,13 @@ defmodule Stdio.Signal do
       34
   """
   @spec signal_number!(t) :: 1..64
-  def signal_number!(signal) do
-    case fetch(signal) do
+  def signal_number!(signal), do: __number__!(signal, @this)
+
+  @doc false
+  # As `signal_number!/1`, on one of :linux, :freebsd and :openbsd.
+  @spec __number__!(t, atom) :: 1..64
+  def __number__!(signal, system) do
+    case fetch(signal, system) do
       {:ok, number} ->
         number
 
@@ -90,9 +86,12 @@ defmodule Stdio.Signal do
   @spec allowed() :: String.t()
   def allowed, do: "a signal name in any letter case, such as :sigterm, or an integer in 1..64"
 
-  defp fetch(number) when is_integer(number) and number in 1..64, do: {:ok, number}
-  defp fetch(name) when is_atom(name), do: Map.fetch(@numbers, downcase(name))
-  defp fetch(_), do: :error
+  defp fetch(number, _system) when is_integer(number) and number in 1..64, do: {:ok, number}
+
+  defp fetch(name, system) when is_atom(name),
+    do: @numbers |> Map.fetch!(system) |> Map.fetch(downcase(name))
+
+  defp fetch(_, _), do: :error
 
   # No atom is made from what a caller sends.
   defp downcase(name), do: name |> Atom.to_string() |> String.downcase(:ascii)

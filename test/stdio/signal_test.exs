@@ -25,6 +25,29 @@ defmodule Stdio.SignalTest do
     end
   end
 
+  # sys/signal.h of FreeBSD and of OpenBSD.
+  @bsd """
+  1 hup 2 int 3 quit 4 ill 5 trap 6 abrt 7 emt 8 fpe 9 kill 10 bus 11 segv 12 sys 13 pipe 14 alrm
+  15 term 16 urg 17 stop 18 tstp 19 cont 20 chld 21 ttin 22 ttou 23 io 24 xcpu 25 xfsz 26 vtalrm
+  27 prof 28 winch 29 info 30 usr1 31 usr2
+  """
+
+  test "the numbers of other systems" do
+    for [number, name] <- @bsd |> String.split() |> Enum.chunk_every(2),
+        system <- [:freebsd, :openbsd] do
+      assert Stdio.Signal.__number__!(:"SIG#{String.upcase(name)}", system) ==
+               String.to_integer(number)
+    end
+
+    assert Stdio.Signal.__number__!(:sigusr1, :linux) == 10
+    assert Stdio.Signal.__number__!(34, :freebsd) == 34
+
+    for name <- [:sigpwr, :sigrtmin, :sigstkflt],
+        do: assert_raise(ArgumentError, fn -> Stdio.Signal.__number__!(name, :freebsd) end)
+
+    assert_raise ArgumentError, fn -> Stdio.Signal.__number__!(:siginfo, :linux) end
+  end
+
   test "aliases are accepted and not reported" do
     assert Enum.map([:sigiot, :SIGPOLL, :sigcld, :sigunused], &signal_number!/1) == [
              6,

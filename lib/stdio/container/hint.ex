@@ -96,6 +96,9 @@ defmodule Stdio.Container.Hint do
       "in a user namespace; run it with /proc unmasked"
   end
 
+  def op(:eperm, {Stdio.Task, :jail, _}),
+    do: "Stdio.Jail needs root: call Stdio.setuid() first"
+
   def op(_reason, _op), do: nil
 
   defp target(:bind_in, [_source, target, _flags]), do: target

@@ -87,7 +87,7 @@ defmodule Stdio.Stream.Tree do
     supervisor =
       case phases.task.(config) do
         {:ok, %Stdio{} = supervisor} -> supervisor
-        {:error, reason} -> raise_error(run, "supervisor", reason, hint(reason, config))
+        {:error, reason} -> raise_error(run, "supervisor", reason, hint(reason, phases, config))
       end
 
     started(%{run | ref: make_ref(), supervisor: supervisor})
@@ -169,9 +169,15 @@ defmodule Stdio.Stream.Tree do
   end
 
   # A `task` callback can return no more than an errno.
-  defp hint(reason, config) do
+  defp hint(reason, phases, config) do
     asked? = Config.get(config, :containment) != :auto
-    if reason == :enotsup and asked?, do: containment_hint(), else: launcher_hint(reason)
+    jail = if phases.task == (&Stdio.Jail.task/1), do: Stdio.Jail.__hint__(reason)
+
+    cond do
+      jail -> jail
+      reason == :enotsup and asked? -> containment_hint()
+      true -> launcher_hint(reason)
+    end
   end
 
   defp containment_hint do

@@ -12,13 +12,6 @@ defmodule Stdio.Syscall.FreeBSD do
   @compile {:no_warn_undefined, [Stdio.Task]}
   @dialyzer {:no_missing_calls, procctl: 3}
 
-  @names ~w(sighup sigint sigquit sigill sigtrap sigabrt sigemt sigfpe sigkill sigbus sigsegv
-            sigsys sigpipe sigalrm sigterm sigurg sigstop sigtstp sigcont sigchld sigttin sigttou
-            sigio sigxcpu sigxfsz sigvtalrm sigprof sigwinch siginfo sigusr1 sigusr2)
-
-  # They go into a struct, which nothing translates.
-  @numbers @names |> Enum.with_index(1) |> Map.new()
-
   @sigkill 9
   @subtree 2
   @within 5000
@@ -95,18 +88,8 @@ defmodule Stdio.Syscall.FreeBSD do
     end
   end
 
-  defp number!(number) when is_integer(number) and number in 1..64, do: number
-
-  defp number!(signal) do
-    name = signal |> to_string() |> String.downcase(:ascii)
-
-    case @numbers do
-      %{^name => number} -> number
-      _ -> raise ArgumentError, "invalid signal #{inspect(signal)}; allowed: #{allowed()}"
-    end
-  end
-
-  defp allowed, do: Stdio.Signal.allowed()
+  # It goes into a struct, which nothing translates.
+  defp number!(signal), do: Stdio.Signal.__number__!(signal, :freebsd)
 
   @doc "That of the Linux emulation, linprocfs(5), if it is mounted."
   @impl true

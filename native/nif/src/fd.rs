@@ -1,4 +1,4 @@
-//! Descriptors: creation, limits, and the library's unsafe code.
+//! Descriptors: creation, limits, and with `sys` the library's unsafe code.
 
 use std::ffi::{c_void, CStr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -7,9 +7,11 @@ use nix::errno::Errno;
 use nix::fcntl::{fcntl, open, FcntlArg, OFlag};
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use nix::sys::stat::{fchmod, Mode};
-use nix::unistd::{pipe2, Pid};
+use nix::unistd::pipe2;
 use once_cell::sync::Lazy;
 use stdio_protocol::value::Limit;
+
+use crate::sys;
 
 /// The descriptor limit that the BEAM was started with. Reading it raises the soft limit to the
 /// hard one, once; programs are given the original back.
@@ -20,7 +22,10 @@ pub static STARTUP_LIMIT: Lazy<Limit> = Lazy::new(|| {
     let (cur, max) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     // Failure leaves fewer descriptors, which `emfile` will tell.
     let _ = setrlimit(Resource::RLIMIT_NOFILE, max, max);
-    Limit { cur, max }
+    Limit {
+        cur: sys::limit(cur),
+        max: sys::limit(max),
+    }
 });
 
 /// A close-on-exec pipe: read end, write end.
@@ -63,30 +68,6 @@ pub fn keep_out_of_the_way(fd: OwnedFd) -> OwnedFd {
         // No room above: the hard limit is the start-up limit.
         Err(_) => fd,
     }
-}
-
-/// A process that this one has just started. pidfd_open(2), Linux 5.3
-pub fn pidfd(pid: Pid) -> Option<OwnedFd> {
-    // SAFETY: takes numbers only.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-    // SAFETY: the kernel has just given this number to us (close-on-exec always).
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// SIGKILL through a pidfd. pidfd_send_signal(2), Linux 5.1
-pub fn kill(pidfd: &OwnedFd) {
-    let no_info = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: a NULL siginfo means "as kill(2) would fill it"; the rest are numbers.
-    unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            libc::SIGKILL,
-            no_info,
-            0,
-        )
-    };
 }
 
 /// Makes the dynamic loader keep this library for good: its threads outlive a code purge.

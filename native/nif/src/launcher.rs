@@ -12,7 +12,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,8 +20,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{open, OFlag};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::spawn::{posix_spawn, PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags};
-use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{waitpid, WaitPidFlag};
 use nix::unistd::{geteuid, Pid};
@@ -32,7 +30,7 @@ use stdio_protocol::message::{FromLauncher, RootId, ToLauncher};
 use stdio_protocol::VERSION;
 
 use crate::spec::errno_atom;
-use crate::{atoms, fd, reactor};
+use crate::{atoms, fd, reactor, sys};
 
 /// How long the helper has to answer, here and wherever it is asked for something.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
@@ -316,7 +314,7 @@ fn start(
     let (said, says) = fd::pipe()?;
     let pid = spawn(&argv, &theirs, &says)?;
     // At once: where SIGCHLD is ignored, the number is free again as soon as it ends.
-    let process = fd::pidfd(pid);
+    let process = sys::Process::of_child(pid);
     drop((theirs, says));
     let launcher = Launcher {
         socket: Mutex::new(Some(socket.clone())),
@@ -345,7 +343,7 @@ fn start(
         // found in its place need not.
         Err(errno) => {
             if let Some(process) = &process {
-                fd::kill(process);
+                process.kill();
             }
             // Collected if it is a zombie by now; where it is not, nobody waits for it.
             launcher.reaped();
@@ -361,30 +359,13 @@ fn start(
 /// fd 2 a pipe for whatever goes wrong before the greeting. Descriptors of others are the
 /// helper's to close.
 fn spawn(argv: &[CString], control: &OwnedFd, says: &OwnedFd) -> Result<Pid, Errno> {
-    let mut actions = PosixSpawnFileActions::init()?;
     let null = open(
         c"/dev/null",
         OFlag::O_WRONLY | OFlag::O_CLOEXEC,
         Mode::empty(),
     )?;
-    actions.add_dup2(control.as_raw_fd(), 0)?;
-    actions.add_dup2(null.as_raw_fd(), 1)?;
-    actions.add_dup2(says.as_raw_fd(), 2)?;
-    let mut attributes = PosixSpawnAttr::init()?;
-    let mut defaults = SigSet::all();
-    defaults.remove(Signal::SIGKILL);
-    defaults.remove(Signal::SIGSTOP);
-    attributes.set_sigdefault(&defaults)?;
-    attributes.set_sigmask(&SigSet::empty())?;
-    attributes.set_flags(
-        PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF
-            | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
-            | PosixSpawnFlags::from_bits_retain(libc::POSIX_SPAWN_SETSID.into()),
-    )?;
     let argv: Vec<&CStr> = argv.iter().map(CString::as_c_str).collect();
-    let program = argv.first().ok_or(Errno::EINVAL)?;
-    let no_environment: [&CStr; 0] = [];
-    posix_spawn(*program, &actions, &attributes, &argv, &no_environment)
+    sys::spawn(&argv, [control.as_fd(), null.as_fd(), says.as_fd()])
 }
 
 /// Waits for the helper's first message, which says its version.

@@ -6,10 +6,11 @@
 //! | `stream` | one supervised program, as Elixir holds it: the resource and its NIFs |
 //! | `task`, `node` | a process that serves requests: the resource and its NIFs; its state and events |
 //! | `spec` | what Elixir asks for, decoded and checked |
-//! | `reactor` | the I/O threads: epoll, timers, commands |
+//! | `reactor` | the I/O threads: readiness, timers, commands |
 //! | `session` | one program's state machine, owned by an I/O thread |
 //! | `pipe` | stdin's queue, stdout's and stderr's chunks |
-//! | `fd` | descriptors: creation, limits; the only unsafe code |
+//! | `fd` | descriptors: creation, limits; with `sys` the only unsafe code |
+//! | `sys` | everything that names an operating system: epoll or kqueue |
 //! | `notify` | the only place that sends messages |
 //!
 //! Rules:
@@ -29,6 +30,7 @@ mod reactor;
 mod session;
 mod spec;
 mod stream;
+mod sys;
 mod task;
 
 use rustler::{Env, Term};

@@ -11,12 +11,12 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use nix::fcntl::{fcntl, FcntlArg};
 use nix::unistd::{read, write};
 use rustler::env::SavedTerm;
 use rustler::{Binary, OwnedBinary, OwnedEnv};
 
 use crate::notify::{Notifier, Waiter};
+use crate::sys;
 
 /// Per program.
 const QUEUE_LIMIT: usize = 64 * 1024;
@@ -313,8 +313,7 @@ impl Output {
     /// it full for ever.
     fn bound(&mut self) {
         if self.left.is_none() {
-            let capacity = fcntl(&self.fd, FcntlArg::F_GETPIPE_SZ).unwrap_or(0);
-            self.left = Some(usize::try_from(capacity).unwrap_or(0));
+            self.left = Some(sys::pipe_capacity(&self.fd));
         }
     }
 

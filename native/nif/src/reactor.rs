@@ -1,4 +1,4 @@
-//! The I/O threads. Each has an epoll of its own and owns the sessions that were given to it,
+//! The I/O threads. Each has a [`Poller`] of its own (epoll, kqueue) and owns the sessions that were given to it,
 //! so a session's state needs no lock.
 //!
 //! Rules:
@@ -19,8 +19,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{unbounded, Receiver, Sender};
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use once_cell::sync::Lazy;
 use rustler::{LocalPid, ResourceArc};
 use stdio_protocol::channel;
@@ -30,11 +28,11 @@ use crate::launcher::{self, Launcher, ANSWER_DEADLINE};
 use crate::node::Served;
 use crate::notify::{Notifier, Waiter};
 use crate::session::{After, Alarm, Session};
+use crate::sys::{Events, Interest, Poller};
 use crate::task::TaskHandle;
 
 /// One thread saturates a core at several GB/s; the second keeps one flood from delaying all.
 const THREADS: usize = 2;
-const EVENTS: usize = 64;
 /// Between two attempts to send what a socket did not take.
 const RETRY: Duration = Duration::from_millis(2);
 /// Between two looks at a launcher that is ending.
@@ -70,7 +68,7 @@ impl Role {
         Self::Node,
     ];
 
-    /// The number that epoll keeps: the session's id, and in the lowest three bits the role.
+    /// The number that the poller keeps: the session's id, and in the lowest three bits the role.
     fn token(self, id: RootId) -> u64 {
         (id << 3) | self as u64
     }
@@ -108,8 +106,7 @@ pub enum Command {
 
 /// One I/O thread, as others see it.
 pub struct Shard {
-    epoll: Epoll,
-    wake: EventFd,
+    poller: Poller,
     awake: AtomicBool,
     commands: Sender<Command>,
 }
@@ -152,14 +149,10 @@ fn broadcast(command: impl Fn() -> Command) {
 
 impl Shard {
     fn start(index: usize) -> Result<Arc<Self>, Errno> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        epoll.add(&wake, EpollEvent::new(readable, Role::Wake.token(0)))?;
+        let poller = Poller::new(Role::Wake.token(0))?;
         let (commands, inbox) = unbounded();
         let shard = Arc::new(Self {
-            epoll,
-            wake,
+            poller,
             awake: AtomicBool::new(false),
             commands,
         });
@@ -186,30 +179,29 @@ impl Shard {
     pub fn command(&self, command: Command) {
         let _ = self.commands.send(command);
         if !self.awake.swap(true, Ordering::AcqRel) {
-            let _ = self.wake.write(1);
+            self.poller.wake();
         }
     }
 
     /// What is ready already is reported too. Closing the descriptor ends it.
     pub fn register(&self, id: RootId, role: Role, fd: impl AsFd) -> Result<(), Errno> {
-        self.epoll.add(fd, event(id, role))
+        self.poller.add(fd, interest(role), role.token(id))
     }
 
     /// One more event of a one-shot registration, which may be due at once.
     pub fn arm(&self, id: RootId, role: Role, fd: impl AsFd) -> Result<(), Errno> {
-        self.epoll.modify(fd, &mut event(id, role))
+        self.poller.arm(fd, interest(role), role.token(id))
     }
 }
 
-fn event(id: RootId, role: Role) -> EpollEvent {
-    let flags = match role {
-        Role::Stdin => EpollFlags::EPOLLOUT | EpollFlags::EPOLLET,
-        Role::Stdout | Role::Stderr => EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT,
+fn interest(role: Role) -> Interest {
+    match role {
+        Role::Stdin => Interest::Writable,
+        Role::Stdout | Role::Stderr => Interest::ReadableOnce,
         // What the task says matters once it has said all: exec, or its end, closes the socket.
-        Role::Task => EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET,
-        _ => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
-    };
-    EpollEvent::new(flags, role.token(id))
+        Role::Task => Interest::Closed,
+        _ => Interest::Readable,
+    }
 }
 
 struct Thread {
@@ -231,9 +223,9 @@ struct Thread {
 
 impl Thread {
     fn run(mut self) {
-        let mut events = [EpollEvent::empty(); EVENTS];
+        let mut events = Events::new();
         loop {
-            let count = match self.shard.epoll.wait(&mut events, self.timeout()) {
+            let count = match self.shard.poller.wait(&mut events, self.timeout()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(_) => return self.give_up(),
@@ -243,33 +235,29 @@ impl Thread {
             while let Ok(command) = self.inbox.try_recv() {
                 self.handle(command);
             }
-            for event in &events[..count] {
-                self.event(event.data());
+            for token in events.tokens(count) {
+                self.event(token);
             }
             self.ring();
         }
     }
 
-    /// Without epoll nothing can be learned any more: every session ends, and its tree with it.
+    /// Without a poller nothing can be learned any more: every session ends, and its tree with it.
     fn give_up(mut self) {
         for (_, mut session) in self.sessions.drain() {
             session.crashed(&mut self.notifier);
         }
     }
 
-    fn timeout(&self) -> EpollTimeout {
-        let Some(Reverse((at, ..))) = self.alarms.peek() else {
-            return EpollTimeout::NONE;
-        };
-        let left = at.saturating_duration_since(Instant::now());
-        EpollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(EpollTimeout::MAX)
+    fn timeout(&self) -> Option<Duration> {
+        let Reverse((at, ..)) = self.alarms.peek()?;
+        Some(at.saturating_duration_since(Instant::now()))
     }
 
     fn event(&mut self, token: u64) {
         let (id, role) = Role::of(token);
         match role {
-            // Never read: every write is an edge of its own, and a read could take away one that
-            // belongs to a command behind those taken above.
+            // The commands have been taken above.
             Role::Wake => {}
             Role::Launcher => self.launcher_readable(),
             role if self.nodes.contains_key(&id) => self.serve_node(id, |node| node.ready(role)),

@@ -932,11 +932,10 @@ type CallRow = (
     &'static str,
 );
 
-/// The table of calls.
+/// The table of calls, as far as this system has them.
 #[rustler::nif]
 fn calls() -> Vec<CallRow> {
-    stdio_protocol::call::TABLE
-        .iter()
+    stdio_protocol::call::rows()
         .map(|row| (row.name, row.arguments.to_vec(), row.optional, row.doc))
         .collect()
 }

@@ -5,11 +5,12 @@
 //! Elixir's arguments, the names for error messages and [`TABLE`] for the documentation.
 //! The helper's dispatch matches on the enum, so a row without an implementation does not build.
 
+use crate::sys;
 use crate::value::{
-    BadArgument, Capability, CloneFlags, Cstruct, Data, FcntlCommand, FileFlags, FromValue,
-    Ignored, IoctlRequest, Limit, Mismatch, MountFlags, Path, PrctlOption, Prio, PtrArg,
-    PtraceRequest, Resource, SeccompFlags, SeccompOperation, Signal, Socket, Text, Timeout,
-    Transfer, Value, WaitFlags,
+    BadArgument, CapFcntls, CapRights, Capability, CloneFlags, Cstruct, Data, FcntlCommand,
+    FileFlags, FromValue, Ignored, IoctlRequest, Jail, Limit, Mismatch, MountFlags, Nullable, Path,
+    PrctlOption, Prio, Procctl, PtrArg, PtraceRequest, Resource, SeccompFlags, SeccompOperation,
+    Signal, Socket, Text, Timeout, Transfer, Value, WaitFlags,
 };
 
 /// A row of the table, for documentation.
@@ -24,11 +25,21 @@ pub struct Row {
 }
 
 impl Row {
+    /// Whether this system has it. One that it lacks is decoded by nobody.
+    pub fn is_here(&self) -> bool {
+        !sys::ABSENT.contains(&self.name)
+    }
+
     /// Whether Elixir may call it with this many arguments.
     pub fn takes(&self, arity: usize) -> bool {
         let most = self.arguments.len();
         (most - self.optional..=most).contains(&arity)
     }
+}
+
+/// Those that this system has.
+pub fn rows() -> impl Iterator<Item = &'static Row> {
+    TABLE.iter().filter(|row| row.is_here())
 }
 
 /// `name => Variant(argument: Type, …);`, where `argument: Type = value` may be left out, as may
@@ -48,7 +59,7 @@ macro_rules! calls {
             /// Builds the call that Elixir names, or says which argument is at fault.
             pub fn decode(name: &str, arguments: Vec<Value>) -> Result<Self, BadArgument> {
                 let arity = arguments.len();
-                if !TABLE.iter().any(|row| row.name == name && row.takes(arity)) {
+                if !rows().any(|row| row.name == name && row.takes(arity)) {
                     return Err(BadArgument::Undefined);
                 }
                 match name {
@@ -254,6 +265,31 @@ calls! {
     pidfd_open => PidfdOpen(pid: i32);
     /// `{:ok, n}`: which version of Landlock the kernel has; `enosys` without it, `eopnotsupp` if it is off. landlock_create_ruleset(2), Linux 5.13
     landlock_abi => LandlockAbi();
+
+    /// `{:ok, data, cstruct}`: what the kernel has left in the structure, as bytes and as it was given. procctl(2), FreeBSD
+    procctl => Procctl(idtype: Procctl, id: u64, cmd: Procctl, data: Cstruct);
+    /// `{:ok, jid}`: makes a jail and moves the task into it. jail(2), FreeBSD
+    jail => Jail(jail: Jail);
+    /// Moves the task into a jail. jail_attach(2), FreeBSD
+    jail_attach => JailAttach(jid: i32);
+    /// Ends a jail, and every process in it. jail_remove(2), FreeBSD
+    jail_remove => JailRemove(jid: i32);
+    /// From here on the task reaches nothing but by descriptors that it has. cap_enter(2), FreeBSD
+    cap_enter => CapEnter();
+    /// `{:ok, 1}` after `cap_enter`, else `{:ok, 0}`. cap_getmode(2), FreeBSD
+    cap_getmode => CapGetmode();
+    /// Restricts a descriptor to `:cap_read` and others. cap_rights_limit(2), FreeBSD
+    cap_rights_limit => CapRightsLimit(fd: i32, rights: CapRights);
+    /// Restricts the commands of fcntl(2) on a descriptor to `:cap_fcntl_getfl` and others. cap_fcntls_limit(2), FreeBSD
+    cap_fcntls_limit => CapFcntlsLimit(fd: i32, rights: CapFcntls);
+    /// `{:ok, rights}`: what `cap_fcntls_limit` has left. cap_fcntls_get(2), FreeBSD
+    cap_fcntls_get => CapFcntlsGet(fd: i32);
+    /// Restricts ioctl(2) on a descriptor to these requests. cap_ioctls_limit(2), FreeBSD
+    cap_ioctls_limit => CapIoctlsLimit(fd: i32, cmds: Vec<IoctlRequest>);
+    /// Promises what the task, and what the program, will do at most. pledge(2), OpenBSD
+    pledge => Pledge(promises: Nullable, execpromises: Nullable);
+    /// Hides all paths but those unveiled; nothing but `[]` twice: no more of them. unveil(2), OpenBSD
+    unveil => Unveil(path: Nullable, perms: Nullable);
 }
 
 #[cfg(test)]
@@ -330,6 +366,18 @@ mod tests {
             optional,
             [("setns", 2), ("mount", 6), ("open", 3), ("fcntl", 3)]
         );
+    }
+
+    #[test]
+    fn calls_of_other_systems_are_undefined() {
+        for absent in sys::ABSENT {
+            let row = TABLE.iter().find(|row| row.name == *absent).unwrap();
+            assert!(!row.is_here());
+            let arguments = vec![Value::Int(0); row.arguments.len()];
+            let decoded = Call::decode(absent, arguments);
+            assert_eq!(decoded, Err(BadArgument::Undefined), "{absent}");
+        }
+        assert!(rows().count() > 60);
     }
 
     #[test]

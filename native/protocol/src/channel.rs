@@ -3,21 +3,16 @@
 //!
 //! Rules:
 //! 1. The first byte of a datagram says where the body is: behind it, or in a sealed memfd that
-//!    is the last descriptor of the datagram (bodies over 64 KiB; a 256 KiB datagram fails with
-//!    EMSGSIZE on default buffers).
+//!    is the last descriptor of the datagram (bodies over [`MAX_INLINE`]; a 256 KiB datagram fails
+//!    with EMSGSIZE on default buffers). Where there are no memfds it is an unlinked file.
 //! 2. Neither direction blocks: a full socket is `EAGAIN`, for the caller to queue.
 //! 3. A datagram that is truncated, malformed, or carries more than [`MAX_FDS`] descriptors ends
 //!    the connection; descriptors that came with it are closed.
 
-use std::ffi::CStr;
-use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Write};
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{fcntl, FcntlArg, SealFlag};
-use nix::sys::memfd::{memfd_create, MFdFlags};
 use nix::sys::socket::{
     recvmsg, sendmsg, socketpair, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags,
     SockFlag, SockType,
@@ -30,19 +25,13 @@ use crate::sys;
 
 /// Descriptors per datagram, a memfd included.
 pub const MAX_FDS: usize = 8;
-/// Datagrams up to this size carry their body themselves.
-pub const MAX_INLINE: usize = 64 * 1024;
+pub use crate::sys::MAX_INLINE;
 /// The largest body. The kernel takes at most 6 MiB of arguments and environment
 /// (3/4 of the 8 MiB stack limit, execve(2)), so what is larger cannot run anyway.
 pub const MAX_BODY: usize = 16 * 1024 * 1024;
 
 const INLINE: u8 = 0;
 const IN_MEMFD: u8 = 1;
-const MEMFD_NAME: &CStr = c"stdio-message";
-const SEALS: SealFlag = SealFlag::F_SEAL_SEAL
-    .union(SealFlag::F_SEAL_SHRINK)
-    .union(SealFlag::F_SEAL_GROW)
-    .union(SealFlag::F_SEAL_WRITE);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -99,7 +88,7 @@ impl Datagram {
         }
         Ok(Self {
             bytes: vec![IN_MEMFD],
-            body: Some(sealed(&body)?),
+            body: Some(sys::seal(&body).map_err(|(call, errno)| Error::Os { call, errno })?),
         })
     }
 
@@ -133,39 +122,6 @@ pub fn is_busy(errno: Errno) -> bool {
         errno,
         Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM
     )
-}
-
-fn sealed(body: &[u8]) -> Result<OwnedFd, Error> {
-    let memfd = memfd_create(
-        MEMFD_NAME,
-        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-    )
-    .map_err(os("memfd_create"))?;
-    let mut file = File::from(memfd);
-    file.write_all(body).map_err(|error| Error::Os {
-        call: "write",
-        errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
-    })?;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS)).map_err(os("fcntl(F_ADD_SEALS)"))?;
-    Ok(OwnedFd::from(file))
-}
-
-/// The sender cannot change a sealed body any more, so its length is checked before it is read.
-fn unsealed(memfd: OwnedFd) -> Result<Vec<u8>, Error> {
-    let seals = fcntl(&memfd, FcntlArg::F_GET_SEALS).map_err(|_| Error::BadDatagram("memfd"))?;
-    if SealFlag::from_bits_truncate(seals) & SEALS != SEALS {
-        return Err(Error::BadDatagram("the memfd is not sealed"));
-    }
-    let file = File::from(memfd);
-    let length = file.metadata().map_or(u64::MAX, |meta| meta.len());
-    let length = usize::try_from(length)
-        .ok()
-        .filter(|length| *length <= MAX_BODY)
-        .ok_or(Error::BadDatagram("the memfd is too large"))?;
-    let mut body = vec![0; length];
-    file.read_exact_at(&mut body, 0)
-        .map_err(|_| Error::BadDatagram("the memfd cannot be read"))?;
-    Ok(body)
 }
 
 /// Both ends of a new control socket, close-on-exec.
@@ -232,7 +188,7 @@ impl Receiver {
             Some((&INLINE, body)) => codec::decode(body)?,
             Some((&IN_MEMFD, [])) => {
                 let memfd = fds.pop().ok_or(Error::BadDatagram("no memfd"))?;
-                codec::decode(&unsealed(memfd)?)?
+                codec::decode(&sys::unseal(memfd, MAX_BODY).map_err(Error::BadDatagram)?)?
             }
             _ => return Err(Error::BadDatagram("unknown framing")),
         };

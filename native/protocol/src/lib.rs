@@ -9,7 +9,7 @@
 //! | [`codec`] | bytes to messages and back; total, with bounded allocation |
 //! | [`channel`] | `SOCK_SEQPACKET` with `SCM_RIGHTS`, large bodies as sealed memfds |
 //!
-//! Unsafe code stands in [`sys`] alone.
+//! Unsafe code, and all that names an operating system, stands in [`sys`] alone.
 
 pub mod call;
 pub mod channel;
@@ -23,4 +23,4 @@ pub mod value;
 
 /// Both sides must agree on this string exactly; the helper refuses any other peer with
 /// `eproto`. The number after `+` counts changes of the message types.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+8");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+9");

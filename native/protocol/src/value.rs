@@ -302,6 +302,8 @@ constants! {
     FcntlCommand => Fcntl,
     /// `:pr_set_name` and its kin.
     PrctlOption => Prctl,
+    /// `:proc_reap_kill`, `:p_pid` and their kin.
+    Procctl => Procctl,
     /// `:ptrace_attach` and its kin.
     PtraceRequest => Ptrace,
     /// `:seccomp_set_mode_filter` and its kin.
@@ -377,6 +379,8 @@ flags! {
     FileFlags => File,
     /// `[:ms_bind, :ms_rdonly]`
     MountFlags => Mount,
+    /// `[:cap_fcntl_getfl]`
+    CapFcntls => Cap,
     /// `[:clone_newns]`
     CloneFlags => Clone,
     /// `[:wnohang]`
@@ -494,6 +498,161 @@ impl FromValue for Cstruct {
             true => Ok(cstruct),
             false => Err(Mismatch::Type),
         }
+    }
+}
+
+/// Bytes without a NUL; `[]` is NULL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nullable(pub Option<ByteBuf>);
+
+impl FromValue for Nullable {
+    const SHAPE: &'static str = "data without NUL | []";
+
+    fn from_value(value: Value) -> Result<Self, Mismatch> {
+        match value {
+            Value::List(items) if items.is_empty() => Ok(Self(None)),
+            value => Text::from_value(value).map(|Text(bytes)| Self(Some(bytes))),
+        }
+    }
+}
+
+/// `[:cap_read, :cap_write]`, the rights of a descriptor, as cap_rights_t holds them. rights(4)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapRights(pub [u64; 2]);
+
+impl CapRights {
+    /// Each right names its word by one of these bits, and so does each word itself.
+    const WORDS: [u64; 2] = [1 << 57, 1 << 58];
+    const WORD: u64 = 0x1F << 57;
+
+    fn with(mut self, right: u64) -> Result<Self, Mismatch> {
+        let words = Self::WORDS.into_iter().zip(&mut self.0);
+        let word = words
+            .filter_map(|(mark, word)| (right & Self::WORD == mark).then_some(word))
+            .next();
+        *word.ok_or(Mismatch::Type)? |= right;
+        Ok(self)
+    }
+}
+
+impl FromValue for CapRights {
+    const SHAPE: &'static str = "list of const (Cap)";
+
+    fn from_value(value: Value) -> Result<Self, Mismatch> {
+        let Value::List(items) = value else {
+            return Err(Mismatch::Type);
+        };
+        let none = Self(Self::WORDS);
+        items.into_iter().try_fold(none, |rights, item| match item {
+            Value::Int(n) => rights.with(u64::try_from(n).map_err(|_| Mismatch::Type)?),
+            Value::Atom(name) => rights.with(constant(&[Family::Cap], &name)?.cast_unsigned()),
+            _ => Err(Mismatch::Type),
+        })
+    }
+}
+
+/// `struct jail` of jail(2), whole or as a map of its fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jail(pub Cstruct);
+
+impl Jail {
+    /// JAIL_API_VERSION: the one with addresses of both families.
+    const VERSION: i128 = 2;
+    const FIELDS: [&'static str; 6] = ["version", "path", "hostname", "jailname", "ip4", "ip6"];
+
+    fn from_map(map: &Value) -> Result<Self, Mismatch> {
+        let text = |name| match map.field(name) {
+            Some(text) => Path::from_value(text.clone()).map(|Path(bytes)| Element::Pointer(bytes)),
+            None => Err(Mismatch::Type),
+        };
+        if map.field("version") != Some(&Value::Int(Self::VERSION)) {
+            return Err(Mismatch::Type);
+        }
+        // struct in_addr and in6_addr: the bytes of the network.
+        let ip4 = addresses(map.field("ip4"), |part: u8| [part])?;
+        let ip6 = addresses(map.field("ip6"), u16::to_be_bytes)?;
+        let mut version = vec![0; size_of::<usize>()];
+        version[..4].copy_from_slice(&2_u32.to_ne_bytes());
+        let counts = [ip4.0.to_ne_bytes(), ip6.0.to_ne_bytes()].concat();
+        Ok(Self(Cstruct(vec![
+            Element::Bytes(version.into()),
+            text("path")?,
+            text("hostname")?,
+            text("jailname")?,
+            Element::Bytes(counts.into()),
+            Element::Pointer(ip4.1.into()),
+            Element::Pointer(ip6.1.into()),
+        ])))
+    }
+}
+
+impl FromValue for Jail {
+    const SHAPE: &'static str =
+        "%{version: 2, path:, hostname:, jailname:, ip4: [tuple], ip6: [tuple]} | cstruct";
+
+    fn from_value(value: Value) -> Result<Self, Mismatch> {
+        let is_field =
+            |key: &Value| matches!(key, Value::Atom(name) if Self::FIELDS.contains(&name.as_str()));
+        match &value {
+            Value::Map(pairs) if pairs.iter().all(|(key, _)| is_field(key)) => {
+                let jail = Self::from_map(&value)?;
+                match jail.0.is_within_limits() {
+                    true => Ok(jail),
+                    false => Err(Mismatch::Type),
+                }
+            }
+            Value::List(items) if !items.is_empty() => Cstruct::from_value(value).map(Self),
+            _ => Err(Mismatch::Type),
+        }
+    }
+}
+
+/// Address tuples of four bytes or of eight words: how many, and their bytes.
+fn addresses<Part: FromInt, const SIZE: usize>(
+    list: Option<&Value>,
+    bytes: impl Fn(Part) -> [u8; SIZE],
+) -> Result<(u32, Vec<u8>), Mismatch> {
+    let Some(Value::List(list)) = list else {
+        return Err(Mismatch::Type);
+    };
+    let mut all = Vec::new();
+    for address in list {
+        let parts = match address {
+            Value::Tuple(parts) if parts.len() == Part::PARTS => parts,
+            _ => return Err(Mismatch::Type),
+        };
+        for part in parts {
+            match part {
+                Value::Int(n) => all.extend(bytes(Part::from_int(*n).ok_or(Mismatch::Type)?)),
+                _ => return Err(Mismatch::Type),
+            }
+        }
+    }
+    let count = u32::try_from(list.len()).map_err(|_| Mismatch::Type)?;
+    Ok((count, all))
+}
+
+/// A part of an address.
+trait FromInt: Sized {
+    /// Of one address.
+    const PARTS: usize;
+
+    fn from_int(number: i128) -> Option<Self>;
+}
+
+impl FromInt for u8 {
+    const PARTS: usize = 4;
+
+    fn from_int(number: i128) -> Option<Self> {
+        Self::try_from(number).ok()
+    }
+}
+
+impl FromInt for u16 {
+    const PARTS: usize = 8;
+
+    fn from_int(number: i128) -> Option<Self> {
+        Self::try_from(number).ok()
     }
 }
 
@@ -630,6 +789,137 @@ mod tests {
         assert_eq!(atom("cap_net_raw"), Ok(PtrArg::Signed(13)));
         assert_eq!(atom("foo"), Err(Mismatch::UnknownConstant));
         assert_eq!(PtrArg::from_value(Value::List(vec![])), Ok(PtrArg::ZERO));
+    }
+
+    fn jail(fields: &[(&str, Value)]) -> Result<Jail, Mismatch> {
+        let pairs = fields
+            .iter()
+            .map(|(name, value)| (Value::atom(name), value.clone()));
+        Jail::from_value(Value::Map(pairs.collect()))
+    }
+
+    fn numbers(parts: &[i128]) -> Value {
+        Value::Tuple(parts.iter().copied().map(Value::Int).collect())
+    }
+
+    fn jail_fields() -> Vec<(&'static str, Value)> {
+        let text = |text: &str| Value::Bytes(text.into());
+        vec![
+            ("version", Value::Int(2)),
+            ("path", text("/rescue")),
+            ("hostname", text("host")),
+            ("jailname", text("name")),
+            (
+                "ip4",
+                Value::List(vec![numbers(&[127, 0, 0, 1]), numbers(&[10, 0, 0, 255])]),
+            ),
+            (
+                "ip6",
+                Value::List(vec![numbers(&[0xFE80, 0, 0, 0, 0, 0, 0, 1])]),
+            ),
+        ]
+    }
+
+    /// jail(2): a 32-bit version, three strings, two counts, two arrays.
+    #[test]
+    fn a_map_becomes_struct_jail() {
+        let pad = vec![0; size_of::<usize>() - 4];
+        let version = [2_u32.to_ne_bytes().to_vec(), pad].concat();
+        let counts = [2_u32.to_ne_bytes(), 1_u32.to_ne_bytes()].concat();
+        let mut ip6 = [0; 16];
+        ip6[0] = 0xFE;
+        ip6[1] = 0x80;
+        ip6[15] = 1;
+        let pointer = |bytes: &[u8]| Element::Pointer(bytes.to_vec().into());
+        let expected = Cstruct(vec![
+            Element::Bytes(version.into()),
+            pointer(b"/rescue"),
+            pointer(b"host"),
+            pointer(b"name"),
+            Element::Bytes(counts.into()),
+            pointer(&[127, 0, 0, 1, 10, 0, 0, 255]),
+            pointer(&ip6),
+        ]);
+        assert_eq!(jail(&jail_fields()), Ok(Jail(expected.clone())));
+        let size: usize = expected
+            .0
+            .iter()
+            .map(|element| match element {
+                Element::Bytes(bytes) => bytes.len(),
+                _ => size_of::<usize>(),
+            })
+            .sum();
+        // sizeof(struct jail) on FreeBSD amd64.
+        assert!(size_of::<usize>() != 8 || size == 56, "{size}");
+    }
+
+    #[test]
+    fn a_jail_that_is_none_is_refused() {
+        let with = |name: &'static str, value: Value| {
+            let mut fields = jail_fields();
+            fields.retain(|(known, _)| *known != name);
+            fields.push((name, value));
+            jail(&fields)
+        };
+        assert!(with("ip4", Value::List(vec![])).is_ok());
+        for (name, value) in [
+            ("version", Value::Int(1)),
+            ("path", Value::Bytes(vec![])),
+            ("hostname", Value::Bytes(b"a\0b".to_vec())),
+            ("ip4", Value::List(vec![numbers(&[256, 0, 0, 1])])),
+            ("ip4", Value::List(vec![numbers(&[1, 2, 3])])),
+            ("ip4", numbers(&[127, 0, 0, 1])),
+            (
+                "ip6",
+                Value::List(vec![numbers(&[0, 0, 0, 0, 0, 0, 0, 65_536])]),
+            ),
+            ("ip6", Value::List(vec![numbers(&[127, 0, 0, 1])])),
+            ("ip5", Value::List(vec![])),
+        ] {
+            assert_eq!(with(name, value), Err(Mismatch::Type), "{name}");
+        }
+        for name in Jail::FIELDS {
+            let fields: Vec<_> = jail_fields()
+                .into_iter()
+                .filter(|(known, _)| *known != name)
+                .collect();
+            assert_eq!(jail(&fields), Err(Mismatch::Type), "without {name}");
+        }
+        assert_eq!(Jail::from_value(Value::List(vec![])), Err(Mismatch::Type));
+        let many = vec![numbers(&[127, 0, 0, 1]); Cstruct::MAX_BYTES / 4];
+        assert_eq!(with("ip4", Value::List(many)), Err(Mismatch::Type));
+    }
+
+    /// sys/capsicum.h: CAPRIGHT(word, bits), and CAP_RIGHTS_VERSION_00.
+    #[test]
+    fn rights_go_into_the_word_that_they_name() {
+        let rights = |list: &[u64]| {
+            let list = list.iter().map(|right| Value::Int(i128::from(*right)));
+            CapRights::from_value(Value::List(list.collect()))
+        };
+        let (first, second) = (1 << 57, 1 << 58);
+        assert_eq!(rights(&[]), Ok(CapRights([first, second])));
+        let (read, write, event) = (first | 1, first | 2, second | 0x20);
+        assert_eq!(
+            rights(&[read, write, event]),
+            Ok(CapRights([first | 3, second | 0x20]))
+        );
+        for bad in [0, 1, 1 << 59, first | second] {
+            assert_eq!(rights(&[bad]), Err(Mismatch::Type), "{bad:x}");
+        }
+    }
+
+    #[test]
+    fn only_the_empty_list_is_null() {
+        let of = |value| Nullable::from_value(value).map(|Nullable(bytes)| bytes);
+        assert_eq!(of(Value::List(vec![])), Ok(None));
+        assert_eq!(of(Value::Bytes(vec![])), Ok(Some(ByteBuf::new())));
+        assert_eq!(
+            of(Value::Bytes(b"stdio".to_vec())),
+            Ok(Some(ByteBuf::from(b"stdio".to_vec())))
+        );
+        assert_eq!(of(Value::Bytes(vec![0])), Err(Mismatch::Type));
+        assert_eq!(of(Value::Int(0)), Err(Mismatch::Type));
     }
 
     #[test]

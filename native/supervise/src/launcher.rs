@@ -19,8 +19,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::prctl;
-use nix::sys::signalfd::SignalFd;
 use nix::unistd::{geteuid, getpid, pipe2, Pid};
 use stdio_protocol::channel::{is_busy, Datagram, Receiver};
 use stdio_protocol::message::{Exit, FromLauncher, Namespaces, RootId, ToLauncher};
@@ -28,7 +26,7 @@ use stdio_protocol::value::Limit;
 use stdio_protocol::VERSION;
 
 use crate::supervisor::{self, Inherited};
-use crate::sys::{self, Fork};
+use crate::sys::{self, Fork, Signals};
 use crate::{reap, EXIT_PROTOCOL};
 
 /// How long supervisors have to end their trees after the BEAM's death, before they are killed
@@ -42,9 +40,9 @@ const ORPHAN_PAUSE: Duration = Duration::from_millis(5);
 struct Launcher {
     control: OwnedFd,
     /// The BEAM: a copy of its end of the socket, inherited by whatever it forked, cannot keep
-    /// the trees alive. `None` before Linux 6.5.
+    /// the trees alive. `None` where the kernel does not tell (Linux before 6.5).
     peer: Option<OwnedFd>,
-    signals: SignalFd,
+    signals: Signals,
     lifeline_read: OwnedFd,
     /// `None` once the BEAM is gone.
     lifeline: Option<OwnedFd>,
@@ -59,8 +57,8 @@ struct Launcher {
 }
 
 /// The helper's main loop. Runs with whatever privilege the helper was started with.
-pub fn run(control: OwnedFd, signals: SignalFd) -> ExitCode {
-    if let Err(errno) = prctl::set_child_subreaper(true) {
+pub fn run(control: OwnedFd, signals: Signals) -> ExitCode {
+    if let Err(errno) = sys::set_subreaper(true) {
         sys::die("prctl(PR_SET_CHILD_SUBREAPER)", errno);
     }
     let (lifeline_read, lifeline) = match pipe2(OFlag::O_CLOEXEC) {
@@ -68,7 +66,7 @@ pub fn run(control: OwnedFd, signals: SignalFd) -> ExitCode {
         Err(errno) => sys::die("pipe2", errno),
     };
     let mut launcher = Launcher {
-        peer: sys::peer_pidfd(&control),
+        peer: sys::watch_peer(&control),
         control,
         signals,
         lifeline_read,
@@ -216,9 +214,7 @@ impl Launcher {
         sys::remove_stale_cgroups();
         // The BEAM has raised its own limit; programs get the one it was started with. It may
         // lie above what is allowed here (another user's helper): then ours stays.
-        if let Ok(resource) = i32::try_from(libc::RLIMIT_NOFILE) {
-            let _ = sys::setrlimit(resource, nofile);
-        }
+        let _ = sys::setrlimit(sys::RLIMIT_NOFILE, nofile);
         Ok(())
     }
 
@@ -243,7 +239,12 @@ impl Launcher {
     /// In the child: the lifeline's write end goes before anything else can fail, and the
     /// launcher's control socket is replaced as fd 0.
     fn become_supervisor(self, id: RootId, control: OwnedFd, receiver: Receiver) -> ! {
-        drop((self.lifeline, self.peer));
+        drop(self.lifeline);
+        sys::forget_peer(self.peer);
+        let signals = self
+            .signals
+            .of_child()
+            .unwrap_or_else(|errno| sys::die("kqueue", errno));
         sys::replace_stdin(self.control, control).map_or_else(
             |errno| sys::die("dup2", errno),
             |control| {
@@ -251,7 +252,7 @@ impl Launcher {
                     id,
                     control,
                     lifeline: self.lifeline_read,
-                    signals: self.signals,
+                    signals,
                     receiver,
                 })
             },
@@ -266,7 +267,7 @@ impl Launcher {
     }
 
     fn drain_signals(&mut self) {
-        while let Ok(Some(_)) = self.signals.read_signal() {}
+        while self.signals.read().is_some() {}
         while let Ok(Some(ended)) = sys::wait_any() {
             let Some(id) = self.roots.remove(&ended.pid) else {
                 continue;

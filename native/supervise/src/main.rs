@@ -11,20 +11,22 @@
 //! | `task` | between fork and exec |
 //! | `node` | a root or task that serves requests until it execs |
 //! | `exec`, `call` | what a plan can ask for |
-//! | `reap` | finding and killing the processes of a tree |
-//! | `sys` | everything that names an operating system, and all unsafe code |
+//! | `sys` | everything that names an operating system, and all unsafe code; in it |
+//! | `sys/*/reap` | finding and killing the processes of a tree |
+//! | `sys/*/own` | calls of one system alone |
 
 mod call;
 mod exec;
 mod launcher;
 mod node;
-mod reap;
 mod sanitize;
 mod supervisor;
 mod sys;
 mod task;
 
 use std::process::ExitCode;
+
+use sys::reap;
 
 /// A peer that breaks the protocol, or a start that is not the NIF's.
 const EXIT_PROTOCOL: u8 = 2;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         sanitize::forget_caller();
     }
     sys::clear_environment();
+    sys::lead_session();
     sys::remember_title_area();
     sanitize::refuse_inspection();
     sanitize::assert_single_threaded();
@@ -56,5 +59,5 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_PROTOCOL);
         }
     };
-    launcher::run(control, sanitize::signal_descriptor())
+    launcher::run(control, sanitize::signals())
 }

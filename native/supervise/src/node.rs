@@ -18,7 +18,6 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::SigSet;
-use nix::sys::signalfd::SignalFd;
 use nix::unistd::{
     dup2_stderr, dup2_stdin, dup2_stdout, getegid, geteuid, getpid, getppid, pipe2, Gid, Pid, Uid,
 };
@@ -34,7 +33,7 @@ use stdio_protocol::value::Value;
 use crate::call::{self, Context};
 use crate::reap::Killer;
 use crate::supervisor::Inherited;
-use crate::sys::{self, Cgroup, Ended, Fork, Procfs};
+use crate::sys::{self, Cgroup, Ended, Fork, Signals};
 use crate::{exec, reap, task};
 
 /// Between `signaloneof` and SIGKILL.
@@ -61,7 +60,7 @@ struct Node {
     /// Of a root, the launcher's name for it.
     id: RootId,
     control: OwnedFd,
-    signals: SignalFd,
+    signals: Signals,
     receiver: Receiver,
     place: Place,
     context: Context,
@@ -431,7 +430,7 @@ impl Node {
         std::mem::forget(std::mem::replace(&mut self.control, control));
         self.handlers.renew();
         self.drops_sigpipe = false;
-        let signals = match crate::sanitize::signal_descriptor_for(&self.reported()) {
+        let signals = match Signals::new(&self.reported()) {
             Ok(signals) => signals,
             Err(_) => sys::exit(1),
         };
@@ -443,7 +442,7 @@ impl Node {
         self.outbox.clear();
         self.own_filter = self.child_filter.clone();
         // A task holds no descriptor but its own: its user namespace's maps can be written.
-        let _ = nix::sys::prctl::set_dumpable(true);
+        let _ = sys::set_inspectable(true);
         Born::Myself { pid, besides }
     }
 
@@ -610,7 +609,7 @@ impl Node {
         // It serves on.
         let _ = self.reported().thread_set_mask();
         let root = matches!(self.place, Place::Root { .. });
-        let _ = nix::sys::prctl::set_child_subreaper(root);
+        let _ = sys::set_subreaper(root);
         self.done(sequence, done, Err(Refusal::Errno(errno as i32)));
     }
 
@@ -643,7 +642,7 @@ impl Node {
         };
         sys::keep_only_standard_descriptors_at_exec();
         // It would survive exec.
-        nix::sys::prctl::set_child_subreaper(false)?;
+        sys::set_subreaper(false)?;
         channel::send(&self.control, &FromNode::Execing { sequence }, &[])
             .map_err(|error| error.errno())?;
         SigSet::empty().thread_set_mask()?;
@@ -690,7 +689,7 @@ impl Node {
             own,
             children,
         } = supervise;
-        nix::sys::prctl::set_child_subreaper(true)
+        sys::set_subreaper(true)
             .and_then(|()| self.forward_all())
             .and_then(|_| sys::set_title_and_name(&title))
             .map_err(|errno| Refusal::Errno(errno as i32))?;
@@ -720,7 +719,7 @@ impl Node {
         self.drops_sigpipe = true;
         self.reported().thread_set_mask()?;
         // A supervisor from here on: its programs may not look into it (be_born turned it on).
-        nix::sys::prctl::set_dumpable(false)?;
+        sys::set_inspectable(false)?;
         Ok(Value::Atom("ok".to_owned()))
     }
 
@@ -772,12 +771,10 @@ impl Node {
     }
 
     fn read_signal(&mut self) {
-        let Ok(Some(info)) = self.signals.read_signal() else {
+        let Some(received) = self.signals.read() else {
             return;
         };
-        let Ok(signal) = i32::try_from(info.ssi_signo) else {
-            return;
-        };
+        let signal = received.number();
         if signal == libc::SIGPIPE && self.drops_sigpipe {
             return;
         }
@@ -789,7 +786,7 @@ impl Node {
         match handler {
             Handler::Info => self.tell(&FromNode::Signal {
                 signal,
-                info: ByteBuf::from(sys::siginfo(&info)),
+                info: ByteBuf::from(received.info()),
             }),
             Handler::Forward => {
                 reap::signal_descendants(signal);
@@ -842,10 +839,7 @@ impl Node {
             return;
         };
         // PID 1 of a namespace never sees what it does not catch.
-        let number = Procfs::find().and_then(|procfs| procfs.number(pid));
-        if number
-            .is_some_and(|number| sys::leads_namespace(number) && !sys::catches(number, signal))
-        {
+        if sys::drops_as_init(pid, signal) {
             return self.kill_child(task);
         }
         let leads_group = nix::unistd::getpgid(Some(pid)) == Ok(pid);
@@ -973,7 +967,7 @@ impl Node {
             &mut fds,
             PollTimeout::try_from(PASS_PAUSE).unwrap_or(PollTimeout::ZERO),
         );
-        while let Ok(Some(_)) = self.signals.read_signal() {}
+        while self.signals.read().is_some() {}
     }
 }
 

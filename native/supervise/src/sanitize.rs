@@ -3,18 +3,16 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::fcntl::{open, OFlag};
-use nix::sys::prctl;
 use nix::sys::signal::SigSet;
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{getsockopt, sockopt, AddressFamily, SockType, SockaddrLike};
-use nix::sys::stat::{stat, umask, Mode};
+use nix::sys::stat::{umask, Mode};
 use nix::unistd::{
     chdir, getegid, geteuid, getgid, getuid, setgroups, setresgid, setresuid, Gid, Uid,
 };
 
-use crate::sys;
+use crate::sys::{self, Signals};
 
-/// Everything that can be blocked is, and read from a signalfd instead: a supervisor forwards
+/// Everything that can be blocked is, and read from a descriptor instead: a supervisor forwards
 /// signals, it does not die of them. The launcher ends when its socket does, not by a signal, so
 /// that a service manager's SIGTERM to all cannot cost the trees their supervisor.
 pub fn block_signals() {
@@ -23,14 +21,9 @@ pub fn block_signals() {
         .unwrap_or_else(|errno| sys::die("sigprocmask", errno));
 }
 
-/// Where the blocked signals are read. It reports those of whichever process reads it, so
-/// supervisors use the one they inherit (signalfd(2), "fork(2) semantics"; with poll, not epoll).
-pub fn signal_descriptor() -> SignalFd {
-    signal_descriptor_for(&SigSet::all()).unwrap_or_else(|errno| sys::die("signalfd", errno))
-}
-
-pub fn signal_descriptor_for(signals: &SigSet) -> Result<SignalFd, nix::errno::Errno> {
-    SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+/// Where the blocked signals are read.
+pub fn signals() -> Signals {
+    Signals::new(&SigSet::all()).unwrap_or_else(|errno| sys::die("signalfd", errno))
 }
 
 /// A closed descriptor among 0-2 would be given to the next thing opened, and written to.
@@ -77,7 +70,7 @@ pub fn forget_caller() {
 /// The helper runs as root whatever its caller asks, so nobody but root and one group may be able
 /// to call it.
 pub fn refuse_open_executable() {
-    let mode = stat("/proc/self/exe").map_or(0o777, |stat| stat.st_mode);
+    let mode = sys::executable_mode().unwrap_or(0o777);
     if mode & 0o001 != 0 {
         eprintln!(
             "stdio-supervise: refused: it has the setuid bit and anyone may execute it. \
@@ -87,16 +80,15 @@ pub fn refuse_open_executable() {
     }
 }
 
-/// Non-dumpable: a program of the same user can neither read the helper's memory nor take its
-/// descriptors (ptrace(2), pidfd_getfd(2)).
+/// A program of the same user can neither read the helper's memory nor take its descriptors.
 pub fn refuse_inspection() {
-    prctl::set_dumpable(false).unwrap_or_else(|errno| sys::die("prctl(PR_SET_DUMPABLE)", errno));
+    sys::set_inspectable(false).unwrap_or_else(|errno| sys::die("prctl(PR_SET_DUMPABLE)", errno));
 }
 
 /// Forked children of a threaded process may not allocate; ours do.
 pub fn assert_single_threaded() {
-    if let Ok(threads) = std::fs::read_dir("/proc/self/task") {
-        assert_eq!(threads.count(), 1, "the helper must have one thread");
+    if let Some(threads) = sys::threads() {
+        assert_eq!(threads, 1, "the helper must have one thread");
     }
 }
 

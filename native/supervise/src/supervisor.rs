@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::prctl;
-use nix::sys::signalfd::SignalFd;
 use nix::unistd::{getegid, geteuid, getpgid, getpid, pipe2, Pid};
 use stdio_protocol::channel::{self, Receiver};
 use stdio_protocol::message::{
@@ -25,7 +23,7 @@ use stdio_protocol::message::{
 };
 
 use crate::reap::Killer;
-use crate::sys::{self, Fork};
+use crate::sys::{self, Fork, Signals};
 use crate::{exec, node, reap, task, EXIT_PROTOCOL};
 
 /// Unkillable processes (another user's, behind a setuid program) are given up on after this.
@@ -43,7 +41,7 @@ pub struct Inherited {
     pub control: OwnedFd,
     /// Read end; it reaches end of file when the launcher dies.
     pub lifeline: OwnedFd,
-    pub signals: SignalFd,
+    pub signals: Signals,
     /// The launcher's, most of which no process has ever touched: a new one would cost 16 page
     /// faults to clear.
     pub receiver: Receiver,
@@ -90,10 +88,7 @@ enum Phase {
 
 /// Runs in the forked child of the launcher, with the launcher's privilege.
 pub fn run(inherited: Inherited) -> ! {
-    for result in [
-        prctl::set_child_subreaper(true),
-        prctl::set_name(c"Supervise"),
-    ] {
+    for result in [sys::set_subreaper(true), sys::set_name(c"Supervise")] {
         if let Err(errno) = result {
             sys::die("prctl", errno);
         }
@@ -364,14 +359,14 @@ impl Supervisor {
 
     /// One at a time: if there are more, poll says so.
     fn read_signal(&mut self) {
-        let Ok(Some(signal)) = self.inherited.signals.read_signal() else {
+        let Some(signal) = self.inherited.signals.read() else {
             return;
         };
-        match i32::try_from(signal.ssi_signo) {
-            Ok(libc::SIGCHLD) => self.reap(),
+        match signal.number() {
+            libc::SIGCHLD => self.reap(),
             // A broken pipe is this process's own affair.
-            Ok(libc::SIGPIPE) | Err(_) => {}
-            Ok(number) => {
+            libc::SIGPIPE => {}
+            number => {
                 reap::signal_descendants(number);
             }
         }

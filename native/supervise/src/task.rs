@@ -5,7 +5,6 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::prctl;
 use nix::sys::signal::SigSet;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, write, Gid, Pid, Uid};
 use stdio_protocol::channel;
@@ -102,7 +101,7 @@ fn setup(own_ids: Option<(Uid, Gid)>) -> Result<(), Failure> {
     let Some((uid, gid)) = own_ids else {
         return Ok(());
     };
-    prctl::set_dumpable(true)
+    sys::set_inspectable(true)
         .and_then(|()| sys::map_ids((uid.as_raw(), uid), (gid.as_raw(), gid)))
         .map_err(|errno| Failure(Stage::Setup, errno))
 }

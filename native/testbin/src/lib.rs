@@ -10,6 +10,8 @@
 //!    leaves nothing for ever. (A stopped process lives until it is continued or killed.)
 //! 4. Wrong usage is exit status 64 with the usage on stderr, a failing system call is 71.
 
+pub mod sys;
+
 use std::ffi::{c_char, c_int, CStr, CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;

@@ -23,7 +23,7 @@ pub fn getcwd() -> Result<Value, Errno> {
 }
 
 fn mode(bits: u32) -> Mode {
-    Mode::from_bits_retain(bits)
+    Mode::from_bits_retain(sys::mode(bits))
 }
 
 pub fn open(path: &Path, flags: FileFlags, bits: u32) -> Result<Value, Errno> {

@@ -3,13 +3,12 @@
 //! | file | calls |
 //! |---|---|
 //! | `process` | ids, limits, environment, signals, children |
-//! | `isolation` | namespaces, mounts, prctl, seccomp, ptrace |
+//! | `isolation` | mounts, roots, privileges, ptrace |
 //! | `file` | paths, descriptors, sockets |
-//! | `mount` | what is built below a directory that becomes the root |
+//! | `sys::own` | what one system alone has |
 
 mod file;
 mod isolation;
-mod mount;
 mod process;
 #[cfg(test)]
 mod tests;
@@ -23,7 +22,7 @@ use nix::unistd::Pid;
 use stdio_protocol::call::Call;
 use stdio_protocol::value::{Path, Value};
 
-use crate::sys::Ended;
+use crate::sys::{self, Ended};
 
 /// What calls need to know of the task, and what they change of it.
 #[derive(Default)]
@@ -40,7 +39,7 @@ pub struct Context {
 
 impl Context {
     /// A descriptor that calls may use.
-    fn own(&self, fd: RawFd) -> Result<RawFd, Errno> {
+    pub fn own(&self, fd: RawFd) -> Result<RawFd, Errno> {
         match self.protected.contains(&fd) {
             true => Err(Errno::EBADF),
             false => Ok(fd),
@@ -102,25 +101,11 @@ fn once(call: &Call, context: &mut Context) -> Result<Value, Errno> {
         Call::Kill { pid, signal } => process::kill(*pid, signal.0),
         Call::Waitpid { pid, flags } => process::waitpid(context, *pid, *flags),
 
-        Call::Prctl { option, a2, a3, a4, a5 } => isolation::prctl(option.0, [a2, a3, a4, a5]),
-        Call::Seccomp { operation, flags, arguments } => isolation::seccomp(operation.0, *flags, arguments),
         Call::Ptrace { request, pid, addr, data } => isolation::ptrace(request.0, *pid, addr, data),
-        Call::Unshare { flags } => isolation::unshare(*flags),
-        Call::Setns { fd, nstype } => isolation::setns(context.own(*fd)?, *nstype),
         Call::Mount { source, target, fstype, flags, data, options: _ } => isolation::mount(source, target, fstype, *flags, data),
         Call::Umount { path } => isolation::umount(path, 0),
         Call::Umount2 { path, flags } => isolation::umount(path, flags.as_int()),
-        Call::PivotRoot { new, old } => isolation::pivot_root(new, old),
         Call::Chroot { path } => isolation::chroot(path),
-
-        Call::BindIn { root, source, target, flags } => mount::bind_in(root, source, target, *flags),
-        Call::DeviceIn { root, source, target } => mount::device_in(root, source, target),
-        Call::MountIn { root, fstype, target, flags, data } => mount::mount_in(root, &fstype.0, target, *flags, data),
-        Call::ProcIn { root, target, flags } => mount::proc_in(root, target, *flags),
-        Call::RemountIn { root, target, flags } => mount::remount_in(root, target, *flags),
-        Call::MkdirIn { root, path, mode } => mount::mkdir_in(root, path, *mode),
-        Call::SymlinkIn { root, target, path } => mount::symlink_in(root, target, path),
-        Call::LimitCapabilities { keep } => isolation::limit_capabilities(keep),
 
         Call::Open { path, flags, mode } => file::open(path, *flags, *mode),
         Call::Close { fd } => file::close(context.own(*fd)?),
@@ -142,29 +127,30 @@ fn once(call: &Call, context: &mut Context) -> Result<Value, Errno> {
         Call::Socket { domain, kind, protocol } => file::socket(domain.0, kind.0, protocol.0),
         Call::Connect { fd, address } => file::connect(context.own(*fd)?, address),
         Call::Select { read, write, except, timeout } => file::select(context, [read, write, except], timeout.0),
-        Call::PidfdOpen { pid } => process::pidfd_open(*pid),
-        Call::LandlockAbi {} => isolation::landlock_abi(),
+
+        // Of one system alone.
+        call => sys::own(call, context),
     }
 }
 
-fn ok() -> Result<Value, Errno> {
+pub fn ok() -> Result<Value, Errno> {
     Ok(Value::atom("ok"))
 }
 
-fn int(number: impl Into<i128>) -> Value {
+pub fn int(number: impl Into<i128>) -> Value {
     Value::Int(number.into())
 }
 
 /// `{:ok, value}`
-fn ok_value(value: Value) -> Result<Value, Errno> {
+pub fn ok_value(value: Value) -> Result<Value, Errno> {
     Ok(Value::ok_with([value]))
 }
 
-fn os(path: &Path) -> &OsStr {
+pub fn os(path: &Path) -> &OsStr {
     OsStr::from_bytes(&path.0)
 }
 
-fn c_string(bytes: &[u8]) -> Result<CString, Errno> {
+pub fn c_string(bytes: &[u8]) -> Result<CString, Errno> {
     CString::new(bytes).map_err(|_| Errno::EINVAL)
 }
 

@@ -1,7 +1,5 @@
 //! Ids, limits, environment, signals, children.
 
-use std::os::fd::IntoRawFd;
-
 use nix::errno::Errno;
 use nix::unistd::{self, Gid, Pid, Uid};
 use stdio_protocol::constant;
@@ -30,11 +28,6 @@ pub fn getpgrp() -> Result<Value, Errno> {
 
 pub fn getpid() -> Result<Value, Errno> {
     Ok(int(unistd::getpid().as_raw()))
-}
-
-pub fn pidfd_open(pid: i32) -> Result<Value, Errno> {
-    let fd = sys::pidfd_open(Pid::from_raw(pid))?;
-    ok_value(int(fd.into_raw_fd()))
 }
 
 pub fn getuid() -> Result<Value, Errno> {
@@ -117,7 +110,7 @@ pub fn getpriority(which: i32, who: u32) -> Result<Value, Errno> {
 /// No descriptor in use may lie beyond the new limit of them; the helper's own end with exec, and do
 /// not count.
 pub fn setrlimit(context: &Context, resource: i32, limit: Limit) -> Result<Value, Errno> {
-    let nofile = u32::try_from(resource) == Ok(libc::RLIMIT_NOFILE);
+    let nofile = resource == sys::RLIMIT_NOFILE;
     if nofile && sys::uses_descriptors_from(limit.cur, &context.protected) {
         return Err(Errno::EINVAL);
     }

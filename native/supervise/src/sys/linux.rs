@@ -1,29 +1,29 @@
-//! Linux: clone3, wait4, pidfds, /proc.
+//! Linux: clone3, pidfds, /proc; and what stands in the files below.
+
+mod calls;
+mod cgroup;
+mod events;
+mod mount;
+mod mount_in;
+mod own;
+pub mod reap;
+mod title;
+
+pub use {calls::*, cgroup::*, events::*, mount::*, own::*, title::*};
 
 use std::convert::Infallible;
-use std::ffi::{c_int, c_long, c_uint, CStr, CString};
-use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::ffi::{c_int, c_uint, CStr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
-use nix::sys::signalfd::siginfo;
+use nix::sys::prctl;
 use nix::unistd::{Gid, Pid, Uid};
-use stdio_protocol::message::{Exit, Namespaces, Usage};
+use stdio_protocol::message::Namespaces;
 use stdio_protocol::value::Limit;
 
-/// Ends this process with the protocol's status after saying why on fd 2.
-pub fn die(call: &str, errno: Errno) -> ! {
-    let _ = writeln!(std::io::stderr(), "stdio-supervise: {call}: {errno}");
-    exit(2)
-}
-
-/// _exit(2): no atexit handler of the parent's runs in a forked child.
-pub fn exit(status: i32) -> ! {
-    // SAFETY: _exit(2) has no precondition.
-    unsafe { libc::_exit(status) }
-}
+use super::{die, Fork, Vector};
 
 /// Sets every signal that allows it to its default action. rt_sigaction(2) itself, as the C
 /// library refuses to touch two signals of its own, which a parent may have left ignored too.
@@ -61,12 +61,6 @@ pub fn close_from(first: c_uint) {
     if result == -1 {
         die("close_range", Errno::last());
     }
-}
-
-/// The two sides of a fork.
-pub enum Fork {
-    Parent(Pid),
-    Child,
 }
 
 /// Whether this helper makes a user namespace for what it has no privilege for.
@@ -130,109 +124,6 @@ pub fn clone(flags: u64) -> Result<Fork, Errno> {
     }
 }
 
-/// An ended child.
-pub struct Ended {
-    pub pid: Pid,
-    pub exit: Exit,
-    pub usage: Usage,
-}
-
-/// waitpid(2): the pid, 0 if nothing has happened, the status as the kernel encodes it, and the child's
-/// end if that is what happened.
-pub fn waitpid(pid: i32, flags: i32) -> Result<(i32, i32, Option<Ended>), Errno> {
-    let mut status = 0;
-    // SAFETY: rusage is plain data, and all zero is a value of it.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both out-pointers are valid for the call.
-    let pid = Errno::result(unsafe { libc::wait4(pid, &mut status, flags, &mut usage) })?;
-    let over = pid > 0 && (libc::WIFEXITED(status) || libc::WIFSIGNALED(status));
-    let ended = over.then(|| Ended {
-        pid: Pid::from_raw(pid),
-        exit: exit_of(status),
-        usage: usage_of(&usage),
-    });
-    Ok((pid, status, ended))
-}
-
-/// How often a call that cannot fail otherwise is tried.
-const MAX_TRIES: usize = 16;
-
-/// wait4(2) for any child, without waiting. `Ok(None)`: none has ended; `ECHILD`: there is none. An
-/// end that is not collected now may never be asked for again, so no other error is taken at its word.
-pub fn wait_any() -> Result<Option<Ended>, Errno> {
-    let mut status = 0;
-    // SAFETY: rusage is plain data, and all zero is a value of it.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    for _ in 0..MAX_TRIES {
-        // SAFETY: both out-pointers are valid for the call.
-        let pid = unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, &mut usage) };
-        return match Errno::result(pid) {
-            Ok(0) => Ok(None),
-            Ok(pid) => Ok(Some(Ended {
-                pid: Pid::from_raw(pid),
-                exit: exit_of(status),
-                usage: usage_of(&usage),
-            })),
-            Err(Errno::ECHILD) => Err(Errno::ECHILD),
-            Err(_) => continue,
-        };
-    }
-    Err(Errno::EAGAIN)
-}
-
-fn exit_of(status: c_int) -> Exit {
-    if libc::WIFSIGNALED(status) {
-        Exit::Signal(libc::WTERMSIG(status))
-    } else {
-        Exit::Status(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX))
-    }
-}
-
-fn usage_of(usage: &libc::rusage) -> Usage {
-    let count = |value: c_long| u64::try_from(value).unwrap_or(0);
-    let micros = |time: libc::timeval| count(time.tv_sec) * 1_000_000 + count(time.tv_usec);
-    Usage {
-        utime_us: micros(usage.ru_utime),
-        stime_us: micros(usage.ru_stime),
-        maxrss_kib: count(usage.ru_maxrss),
-        minflt: count(usage.ru_minflt),
-        majflt: count(usage.ru_majflt),
-        inblock: count(usage.ru_inblock),
-        oublock: count(usage.ru_oublock),
-        nvcsw: count(usage.ru_nvcsw),
-        nivcsw: count(usage.ru_nivcsw),
-    }
-}
-
-/// NULL-terminated arrays for execve(2), built before the fork.
-pub struct Vector {
-    _strings: Vec<CString>,
-    pointers: Vec<*const libc::c_char>,
-}
-
-impl Vector {
-    pub fn new(strings: Vec<CString>) -> Self {
-        let pointers = strings
-            .iter()
-            .map(|string| string.as_ptr())
-            .chain([ptr::null()])
-            .collect();
-        Self {
-            // A CString's bytes are on the heap and do not move with it.
-            _strings: strings,
-            pointers,
-        }
-    }
-}
-
-/// execve(2). Returns only on failure.
-pub fn execve(file: &CStr, argv: &Vector, env: &Vector) -> Result<Infallible, Errno> {
-    // SAFETY: `file` is NUL-terminated; both arrays end with NULL and point to strings that the
-    // vectors own.
-    unsafe { libc::execve(file.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
-    Err(Errno::last())
-}
-
 /// execveat(2) with AT_EMPTY_PATH, Linux 3.19. Returns only on failure.
 pub fn execve_descriptor(fd: RawFd, argv: &Vector, env: &Vector) -> Result<Infallible, Errno> {
     // SAFETY: as execve; the path is the empty string.
@@ -241,8 +132,8 @@ pub fn execve_descriptor(fd: RawFd, argv: &Vector, env: &Vector) -> Result<Infal
             libc::SYS_execveat,
             fd,
             c"".as_ptr(),
-            argv.pointers.as_ptr(),
-            env.pointers.as_ptr(),
+            argv.as_ptr(),
+            env.as_ptr(),
             libc::AT_EMPTY_PATH,
         )
     };
@@ -275,41 +166,6 @@ fn mark_descriptors() {
     }
 }
 
-/// Ignores a signal, or gives it its default action. An ignored one stays so in the program.
-pub fn set_ignored(signal: c_int, ignored: bool) -> Result<(), Errno> {
-    let action = if ignored {
-        libc::SIG_IGN
-    } else {
-        libc::SIG_DFL
-    };
-    // SAFETY: neither installs a handler.
-    let result = unsafe { libc::signal(signal, action) };
-    if result == libc::SIG_ERR {
-        return Err(Errno::last());
-    }
-    Ok(())
-}
-
-/// siginfo_t, 128 bytes, from what signalfd gives: the fields that kill(2), sigqueue(3) and the
-/// kernel's SIGCHLD fill, at their places in the 64-bit structure (sigaction(2)).
-pub fn siginfo(info: &siginfo) -> Vec<u8> {
-    let mut raw = vec![0; 128];
-    let mut put = |at: usize, bytes: &[u8]| raw[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &info.ssi_signo.to_ne_bytes());
-    put(4, &info.ssi_errno.to_ne_bytes());
-    put(8, &info.ssi_code.to_ne_bytes());
-    put(16, &info.ssi_pid.to_ne_bytes());
-    put(20, &info.ssi_uid.to_ne_bytes());
-    if info.ssi_signo == libc::SIGCHLD.unsigned_abs() {
-        put(24, &info.ssi_status.to_ne_bytes());
-        put(32, &info.ssi_utime.to_ne_bytes());
-        put(40, &info.ssi_stime.to_ne_bytes());
-    } else {
-        put(24, &info.ssi_ptr.to_ne_bytes());
-    }
-    raw
-}
-
 /// setpriority(2)
 pub fn setpriority(which: i32, who: u32, priority: i32) -> Result<(), Errno> {
     let which = c_uint::try_from(which).map_err(|_| Errno::EINVAL)?;
@@ -328,16 +184,9 @@ pub fn setrlimit(resource: i32, limit: Limit) -> Result<(), Errno> {
     Errno::result(unsafe { libc::setrlimit(resource, &limit) }).map(drop)
 }
 
-/// Whether a descriptor numbered `first` or above is open, `except` those.
-pub fn uses_descriptors_from(first: u64, except: &[RawFd]) -> bool {
-    descriptors(first)
-        .into_iter()
-        .any(|fd| u64::try_from(fd).is_ok_and(|fd| fd >= first) && !except.contains(&fd))
-}
-
 /// The open descriptors. Without a /proc: 65536 of them from `first` on, as the kernel hands out the
 /// lowest number that is free.
-fn descriptors(first: u64) -> Vec<RawFd> {
+pub fn descriptors(first: u64) -> Vec<RawFd> {
     let listed: Option<Vec<RawFd>> = std::fs::read_dir("/proc/self/fd").ok().map(|directory| {
         let names = directory.filter_map(Result::ok);
         names
@@ -395,14 +244,6 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> Result<(), Errno> {
         )
     };
     Errno::result(result).map(drop)
-}
-
-/// kill(2) with a raw number, real-time signals included. `pid` may name a group (negative).
-///
-/// Only for children that this process has not reaped, or groups which such a child leads.
-pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
-    // SAFETY: takes numbers only.
-    Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
 /// Direct children, from `/proc/PID/task/*/children` (CONFIG_PROC_CHILDREN), in the order that
@@ -556,54 +397,8 @@ pub fn map_ids(uid: (u32, Uid), gid: (u32, Gid)) -> Result<(), Errno> {
     write("gid_map", format!("{} {} 1\n", gid.0, gid.1))
 }
 
-/// Moves descriptors to 3 and up in their order, close-on-exec, and closes all others above 2.
-pub fn keep(fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Errno> {
-    let fds: Vec<RawFd> = fds.into_iter().map(IntoRawFd::into_raw_fd).collect();
-    let places = || 3..;
-    let end = places()
-        .zip(&fds)
-        .map(|(place, _)| place + 1)
-        .last()
-        .unwrap_or(3);
-    let mut sources = Vec::with_capacity(fds.len());
-    for (place, fd) in places().zip(fds) {
-        // None may be overwritten by another's move.
-        sources.push(match fd != place && (3..end).contains(&fd) {
-            // SAFETY: duplicates a descriptor that we own; the copy is closed below.
-            true => Errno::result(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, end) })?,
-            false => fd,
-        });
-    }
-    for (place, fd) in places().zip(&sources) {
-        if *fd != place {
-            // SAFETY: whatever stood there was the parent's; this process does not use it.
-            Errno::result(unsafe { libc::dup3(*fd, place, libc::O_CLOEXEC) })?;
-        }
-    }
-    close_from(end.unsigned_abs());
-    // SAFETY: they were just put there, and nothing else owns them.
-    Ok((3..end)
-        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
-        .collect())
-}
-
-/// fd 0 as an owned descriptor. The helper has one control socket at a time, and it is fd 0.
-pub fn own_stdin() -> OwnedFd {
-    // SAFETY: fd 0 is open (`standard_descriptors`), the standard library never closes it, and
-    // the helper does not read from `std::io::stdin`.
-    unsafe { OwnedFd::from_raw_fd(0) }
-}
-
-/// Puts `new` in the place of `old`, which is fd 0.
-pub fn replace_stdin(old: OwnedFd, new: OwnedFd) -> Result<OwnedFd, Errno> {
-    // Not closed but replaced in one step: 0 must never be free for something else.
-    let _ = old.into_raw_fd();
-    nix::unistd::dup2_stdin(&new)?;
-    Ok(own_stdin())
-}
-
-/// The process that made the socket pair, as a pidfd. SO_PEERPIDFD, Linux 6.5, unix(7)
-pub fn peer_pidfd(socket: &OwnedFd) -> Option<OwnedFd> {
+/// The process that made the socket pair: readable once it has ended. It is a pidfd. SO_PEERPIDFD, Linux 6.5, unix(7)
+pub fn watch_peer(socket: &OwnedFd) -> Option<OwnedFd> {
     let mut fd: c_int = -1;
     let mut length = libc::socklen_t::try_from(std::mem::size_of::<c_int>()).ok()?;
     // SAFETY: both out-pointers are valid for the call, and `length` is the size of `fd`.
@@ -621,11 +416,58 @@ pub fn peer_pidfd(socket: &OwnedFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A copy of a descriptor out of the way of 0-9, close-on-exec.
-pub fn duplicate_high(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes numbers only.
-    let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 10) };
-    let copy = Errno::result(copy)?;
-    // SAFETY: the kernel has just given this number to us.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+/// In a forked child, which has no use for it.
+pub fn forget_peer(peer: Option<OwnedFd>) {
+    drop(peer);
+}
+
+/// Whether what this process leaves behind becomes its child. PR_SET_CHILD_SUBREAPER, prctl(2)
+pub fn set_subreaper(subreaper: bool) -> Result<(), Errno> {
+    prctl::set_child_subreaper(subreaper)
+}
+
+/// Whether a process of the same user can read this one's memory and take its descriptors
+/// (ptrace(2), pidfd_getfd(2)). PR_SET_DUMPABLE, prctl(2)
+pub fn set_inspectable(inspectable: bool) -> Result<(), Errno> {
+    prctl::set_dumpable(inspectable)
+}
+
+/// What ps(1) shows as the command of this process, forked and never executed. PR_SET_NAME
+pub fn set_name(name: &CStr) -> Result<(), Errno> {
+    prctl::set_name(name)
+}
+
+/// PR_SET_NO_NEW_PRIVS, prctl(2)
+pub fn no_new_privs() -> Result<(), Errno> {
+    prctl::set_no_new_privs()
+}
+
+/// PR_SET_PDEATHSIG, prctl(2)
+pub fn set_pdeathsig(signal: c_int) -> Result<(), Errno> {
+    prctl::set_pdeathsig(nix::sys::signal::Signal::try_from(signal)?)
+}
+
+/// Permission bits, as wide as this system has them.
+pub fn mode(bits: u32) -> libc::mode_t {
+    bits
+}
+
+/// The NIF has it start one (POSIX_SPAWN_SETSID).
+pub fn lead_session() {}
+
+/// How many this process has, where that can be known.
+pub fn threads() -> Option<usize> {
+    let threads = std::fs::read_dir("/proc/self/task").ok()?;
+    Some(threads.count())
+}
+
+/// The mode of the file that this process executes.
+pub fn executable_mode() -> Option<libc::mode_t> {
+    Some(nix::sys::stat::stat("/proc/self/exe").ok()?.st_mode)
+}
+
+/// Whether a child is PID 1 of a namespace, which never sees a signal that it does not catch.
+pub fn drops_as_init(child: Pid, signal: c_int) -> bool {
+    let number = Procfs::find().and_then(|procfs| procfs.number(child));
+    number.is_some_and(|number| leads_namespace(number) && !catches(number, signal))
 }

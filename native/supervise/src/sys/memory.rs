@@ -60,7 +60,9 @@ impl Argument {
         }
     }
 
-    /// In the shape in which it was given, with what the kernel has left in it.
+    /// In the shape in which it was given, with what the kernel has left in it. No call of OpenBSD's
+    /// gives it back.
+    #[cfg(not(target_os = "openbsd"))]
     pub fn echo(&self) -> Value {
         match self {
             Self::Number(Number::Signed(number)) => Value::Int((*number).into()),

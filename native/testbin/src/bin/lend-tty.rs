@@ -55,8 +55,7 @@ fn lend() -> Result<(), Errno> {
     closing(lead.as_fd())?;
     closing(terminal.as_fd())?;
     fork_child(|| {
-        // SAFETY: takes a signal's number.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        stdio_testbin::sys::end_with_parent();
         detach_stdio();
         let mut buffer = [0; 1024];
         while matches!(nix::unistd::read(lead, &mut buffer), Ok(1..)) {}

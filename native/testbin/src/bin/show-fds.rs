@@ -140,34 +140,16 @@ fn identity(lines: &mut Vec<String>) {
         Err(error) => format!("cwd={}", errno_name(error)),
     });
     lines.push(format!("environ={}", std::env::vars_os().count()));
-    linux(lines);
+    stdio_testbin::sys::attributes(lines);
 }
-
-#[cfg(target_os = "linux")]
-fn linux(lines: &mut Vec<String>) {
-    let mut subreaper: libc::c_int = 0;
-    let mut pdeathsig: libc::c_int = 0;
-    // SAFETY: these prctl options store one int at the given, valid address, or take no address.
-    let dumpable = unsafe {
-        libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut subreaper);
-        libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut pdeathsig);
-        libc::prctl(libc::PR_GET_DUMPABLE)
-    };
-    lines.push(format!("dumpable={dumpable}"));
-    lines.push(format!("subreaper={subreaper}"));
-    lines.push(format!("pdeathsig={pdeathsig}"));
-}
-
-#[cfg(not(target_os = "linux"))]
-fn linux(_lines: &mut Vec<String>) {}
 
 fn limits(lines: &mut Vec<String>) {
-    for (key, resource) in [
+    let limits = [
         ("nofile", Resource::RLIMIT_NOFILE),
         ("nproc", Resource::RLIMIT_NPROC),
         ("core", Resource::RLIMIT_CORE),
-        ("as", Resource::RLIMIT_AS),
-    ] {
+    ];
+    for (key, resource) in limits.into_iter().chain(stdio_testbin::sys::LIMITS) {
         lines.push(match getrlimit(resource) {
             Ok((soft, hard)) => format!("{key}={soft},{hard}"),
             Err(error) => format!("{key}={}", errno_name(error)),

@@ -65,8 +65,7 @@ fn open(path: &str, flags: i32) -> Result<File, Errno> {
 
 fn push(fd: i32) -> Result<(), Errno> {
     for byte in b"#\n" {
-        // SAFETY: reads one byte of ours.
-        Errno::result(unsafe { libc::ioctl(fd, libc::TIOCSTI as c_ulong, byte) })?;
+        stdio_testbin::sys::push(fd, *byte)?;
     }
     Ok(())
 }

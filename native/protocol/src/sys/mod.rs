@@ -1,6 +1,50 @@
-//! The unsafe parts of receiving descriptors.
+//! Everything that names an operating system, and the unsafe parts of receiving descriptors.
 
+#[cfg(target_os = "freebsd")]
+mod freebsd;
+#[cfg(target_os = "linux")]
+mod generated;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+mod memfd;
+#[cfg(target_os = "openbsd")]
+mod openbsd;
+#[cfg(target_os = "linux")]
+mod uapi;
+
+#[cfg(target_os = "freebsd")]
+use freebsd as os;
+#[cfg(target_os = "linux")]
+use linux as os;
+#[cfg(target_os = "openbsd")]
+use openbsd as os;
+
+use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+
+pub use os::MAX_INLINE;
+pub(crate) use os::{seal, tables, unseal, ABSENT};
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// What a descriptor that came along holds, into memory of this process.
+fn read_body(file: &File, max: usize) -> Result<Vec<u8>, &'static str> {
+    let length = file.metadata().map_or(u64::MAX, |meta| meta.len());
+    let length = usize::try_from(length)
+        .ok()
+        .filter(|length| *length <= max)
+        .ok_or("the memfd is too large")?;
+    let mut body = vec![0; length];
+    file.read_exact_at(&mut body, 0)
+        .map_err(|_| "the memfd cannot be read")?;
+    Ok(body)
+}
 
 /// Takes ownership of descriptors that `recvmsg` has just installed.
 ///
@@ -49,3 +93,15 @@ pub(crate) fn forget_received(rights: &mut [u8]) {
 }
 
 const HEADER: usize = size_of::<libc::cmsghdr>();
+
+/// shm_mkstemp(3): fills the template in. Close-on-exec, as all of shm_open(3).
+#[cfg(target_os = "openbsd")]
+fn shm_mkstemp(template: &mut [u8; 22]) -> Result<OwnedFd, Errno> {
+    unsafe extern "C" {
+        fn shm_mkstemp(template: *mut libc::c_char) -> libc::c_int;
+    }
+    // SAFETY: the array ends with a NUL, and only its Xs are overwritten.
+    let fd = Errno::result(unsafe { shm_mkstemp(template.as_mut_ptr().cast()) })?;
+    // SAFETY: the number was just given to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

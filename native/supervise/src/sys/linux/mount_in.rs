@@ -22,8 +22,9 @@ use nix::sys::stat::{fstatat, mkdirat, Mode, SFlag};
 use nix::unistd::{faccessat, symlinkat, AccessFlags};
 use stdio_protocol::value::{Data, MountFlags, Path, Value};
 
-use super::{c_string, ok, os};
-use crate::sys::{self, Extent, NewFileSystem};
+use super::{Extent, NewFileSystem};
+use crate::call::{c_string, ok, os};
+use crate::sys;
 
 /// Flags of mount(2), and what mount_setattr(2) and fsmount(2) call them.
 const ATTRIBUTES: [(u32, u64); 8] = [

@@ -1,7 +1,7 @@
 //! From Linux's own headers: what the libc crate lacks, or has with one C library only.
 //! All are part of the kernel's interface and the same on every architecture that is built for.
 
-use super::Table;
+use crate::constant::Table;
 
 /// linux/sockios.h, asm-generic/sockios.h
 pub(super) const IOCTL: Table = &[
