@@ -186,7 +186,7 @@ defmodule Stdio.Daemon do
   Writes to the program's stdin. Returns when all is written or queued (64 KiB at most), and blocks
   the caller until then, not the server.
 
-  `{:error, :epipe}`: the program has ended, or closed its stdin.
+  `{:error, :epipe}`: the program has ended, or closed its stdin, or `close_stdin/1` has.
   """
   @spec write(GenServer.server(), iodata) :: :ok | {:error, :epipe}
   def write(server, data) do
@@ -195,6 +195,32 @@ defmodule Stdio.Daemon do
     with %Handle{task: task, span: span} <- open_handle(server),
          :ok <- Stdio.Task.stdin(task, data),
          do: Telemetry.count(span, :stdin, data)
+  end
+
+  @doc """
+  Closes the program's stdin, for a program that reads to the end of its input. What was written
+  before arrives first, also what a caller of `write/2` still waits with. Does not block.
+
+      iex> test = self()
+      iex> {:ok, sort} = Stdio.Daemon.start_link(command: "sort", on_output: &send(test, &1))
+      iex> Stdio.Daemon.write(sort, "b\\na\\n")
+      :ok
+      iex> Stdio.Daemon.close_stdin(sort)
+      :ok
+      iex> receive do output -> output end
+      {:stdout, "a\\nb\\n"}
+
+  From then on `write/2` is `{:error, :epipe}`. `:ok` if it was closed already; `{:error, :epipe}`: the
+  program has ended.
+  """
+  @spec close_stdin(GenServer.server()) :: :ok | {:error, :epipe}
+  def close_stdin(server) do
+    with %Handle{task: task} <- open_handle(server) do
+      case Stdio.Task.eof(task, :stdin) do
+        {:error, :esrch} -> {:error, :epipe}
+        _closed -> :ok
+      end
+    end
   end
 
   # A server that ends meanwhile ends because its program does.

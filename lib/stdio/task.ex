@@ -837,7 +837,22 @@ defmodule Stdio.Task do
       do: wrong!(unquote(function), [task | unquote(variables)])
   end
 
-  @doc "Makes a call by its name; raises UndefinedFunctionError if there is none such."
+  @doc """
+  Makes a call by its name; raises UndefinedFunctionError if there is none such.
+
+  Three are here only. `:X_constant` with `[name]` is a number, or `:unknown`, where X is `cap`,
+  `clone`, `fcntl`, `file`, `ioctl`, `mount`, `prctl`, `ptrace`, `rlimit`, `seccomp`, `signal` or
+  `syscall`; `:errno_id` with `[number]` is an atom; `:version` is that of the library and, behind
+  `+`, of the messages it and the helper understand.
+
+      iex> {:ok, task} = Stdio.Task.fork()
+      iex> Stdio.Task.call(task, :errno_id, [2])
+      :enoent
+      iex> Stdio.Task.call(task, :signal_constant, [:sigterm])
+      15
+      iex> Stdio.Task.stop(task)
+      :ok
+  """
   @spec call(t, atom, [term]) :: term
   def call(%__MODULE__{} = task, name, arguments) when is_atom(name) and is_proper(arguments) do
     if name in @by_hand or name in @in_the_beam,

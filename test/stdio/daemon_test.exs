@@ -447,6 +447,66 @@ defmodule Stdio.DaemonTest do
     end
   end
 
+  describe "close_stdin" do
+    test "ends the program's input" do
+      {daemon, monitor} = start(command: "cat; echo end", on_output: tell())
+      assert Daemon.write(daemon, "a") == :ok
+      assert heard(1) == "a"
+      assert Daemon.close_stdin(daemon) == :ok
+      assert heard(4) == "end\n"
+      assert down(monitor) == :normal
+    end
+
+    test "nothing is written after it" do
+      line = "cat; echo end; exec sleep 1000"
+      {daemon, _} = start(command: line, on_output: tell())
+      assert Daemon.close_stdin(daemon) == :ok
+      assert heard(4) == "end\n"
+      assert Daemon.close_stdin(daemon) == :ok
+      assert Daemon.write(daemon, "a") == {:error, :epipe}
+      assert Daemon.stats(daemon).stdin_bytes == 0
+    end
+
+    test "after all that was written, by a caller who waits too" do
+      # It reads when it is told to.
+      line = "trap 'exec wc -c' USR1; echo ready; while :; do sleep 0.05; done"
+      {daemon, monitor} = start(command: line, on_output: tell())
+      assert heard(6) == "ready\n"
+      writer = Task.async(fn -> Daemon.write(daemon, :binary.copy("x", 1_000_000)) end)
+      assert Task.yield(writer, 300) == nil
+      assert Daemon.close_stdin(daemon) == :ok
+      assert Daemon.signal(daemon, :sigusr1) == :ok
+      assert Task.await(writer, 20_000) == :ok
+      assert heard(8) == "1000000\n"
+      assert down(monitor) == :normal
+      assert messages() == []
+    end
+
+    test "in on_output, with self()" do
+      test = self()
+
+      on_output = fn output ->
+        send(test, output)
+        if output == {:stdout, "ready\n"}, do: send(test, Daemon.close_stdin(self()))
+      end
+
+      {_, monitor} = start(command: "echo ready; cat; echo end", on_output: on_output)
+      assert heard(10) == "ready\nend\n"
+      assert_received :ok
+      assert down(monitor) == :normal
+    end
+
+    test "of a program that has none, or is gone" do
+      {daemon, _} = start(command: "exec sleep 1000", config: [stdin: :null])
+      assert Daemon.close_stdin(daemon) == :ok
+      reason = fn _ -> {:said, Daemon.close_stdin(self())} end
+      {daemon, monitor} = start(command: "true", exit_reason: reason)
+      assert down(monitor) == {:said, {:error, :epipe}}
+      assert Daemon.close_stdin(daemon) == {:error, :epipe}
+      assert {:noproc, _} = catch_exit(Daemon.close_stdin(NoSuchDaemon))
+    end
+  end
+
   describe "signal" do
     test "reaches the program alone", %{mark: mark} do
       # Its child leads no group of its own, and does not get it.

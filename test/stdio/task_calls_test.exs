@@ -4,6 +4,8 @@ defmodule Stdio.TaskCallsTest do
   import Stdio.Test.Tasks, only: [root!: 0, fork!: 1, sleeper!: 2, events: 1]
   alias Stdio.Task
 
+  doctest Stdio.Task
+
   setup do
     %{task: fork!(root!())}
   end
@@ -290,7 +292,12 @@ defmodule Stdio.TaskCallsTest do
 
     assert Task.call(task, :errno_id, [2]) == :enoent
     assert Task.call(task, :errno_id, [99_999]) == :unknown
-    assert is_binary(Task.call(task, :version, []))
+    # What the helper says of itself, too.
+    assert [version, number] = String.split(Task.call(task, :version, []), "+")
+    assert version == to_string(Application.spec(:stdio, :vsn))
+    assert String.to_integer(number) > 0
+    {said, 2} = System.cmd(Stdio.Launcher.helper(), [], stderr_to_stdout: true)
+    assert said =~ "stdio-supervise #{version}+#{number}:"
     assert_raise UndefinedFunctionError, fn -> Task.call(task, :cap_enter, []) end
   end
 end

@@ -61,13 +61,10 @@ defmodule Stdio.Doctor.Probe do
             {:error, path, "It runs, but its file does not: #{reason}."}
 
           its ->
-            if version?(its, ours), do: {:ok, path, its}, else: {:other_version, path, its, ours}
+            if its == ours, do: {:ok, path, its}, else: {:other_version, path, its, ours}
         end
     end
   end
-
-  # The helper adds a number of its protocol.
-  defp version?(its, ours), do: its |> String.split("+") |> hd() == to_string(ours)
 
   # Without its socket it says who it is.
   defp version(path) do

@@ -108,7 +108,7 @@ pub fn query(call: &str, arguments: &[Value]) -> Result<Value, BadArgument> {
             }
         }
         "version" if arguments.is_empty() => {
-            return Ok(Value::Bytes(env!("CARGO_PKG_VERSION").into()))
+            return Ok(Value::Bytes(crate::VERSION.into()))
         }
         _ => return Err(BadArgument::Undefined),
     };
