@@ -36,7 +36,8 @@ defmodule Stdio.MixProject do
   # package that Stdio can work with is looked for at run time (Code.ensure_loaded?/1).
   defp deps, do: []
 
-  # All members of the Cargo workspace have to be there for cargo to read it. Without tests.
+  # All members of the Cargo workspace have to be there for cargo to read it. Without tests, guides,
+  # examples and notebooks.
   defp package do
     [
       licenses: ["MIT"],
@@ -55,7 +56,9 @@ defmodule Stdio.MixProject do
       main: "readme",
       extras:
         ["README.md"] ++
-          guides ++ ~w(CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE) ++ decisions,
+          guides ++
+          ["notebooks/stdio.livemd"] ++
+          ~w(CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE) ++ decisions,
       groups_for_extras: [Decisions: decisions],
       # They name what users do not see.
       skip_undefined_reference_warnings_on: decisions,

@@ -108,6 +108,36 @@ defmodule Stdio.PackagingTest do
     assert output =~ "helper is there"
   end
 
+  # What the README tells a newcomer to do, with its own words.
+  @tag :userns
+  test "the README's background job, in a new project", %{source: source} do
+    dir = Path.dirname(source)
+    readme = File.read!("README.md")
+    [_, section] = String.split(readme, "\n## A background job, from nothing\n")
+    [section | _] = String.split(section, "\n## ")
+    [create, run] = for [_, code] <- Regex.scan(~r/^```sh\n(.*?)^```$/ms, section), do: code
+
+    sh!(create, dir)
+    project = Path.join(dir, "my_app")
+
+    # Its block for mix.exs takes the place of the function of that name.
+    [_, deps] = Regex.run(~r/^# mix.exs\n(defp deps do\n.*?^end\n)/ms, readme)
+    mix_exs = Path.join(project, "mix.exs")
+    new = Regex.replace(~r/^  defp deps do\n.*?^  end\n/ms, File.read!(mix_exs), fn _ -> deps end)
+    assert new =~ deps
+    File.write!(mix_exs, new)
+
+    files = Regex.scan(~r/^```elixir\n# (lib\/\S+)\n(.*?)^```$/ms, section)
+    assert length(files) == 2
+    for [_, file, code] <- files, do: File.write!(Path.join(project, file), code)
+
+    [run | expected] = String.split(run, ~r/^#=> /m)
+    assert length(expected) == 2
+    output = sh!(run, project)
+    refute output =~ "warning:"
+    assert String.ends_with?(output, "Generated my_app app\n" <> Enum.join(expected))
+  end
+
   test "the helper is static, and both files have the modes they need", %{consumer: consumer} do
     native = Path.join(consumer, "_build/prod/lib/stdio/priv/native")
     assert Enum.sort(File.ls!(native)) == ["stdio-supervise", "stdio_nif.so"]
@@ -141,16 +171,18 @@ defmodule Stdio.PackagingTest do
     end
   end
 
+  defp mix!(dir, args), do: run!("mix", args, cd: dir, env: build_env())
+
+  defp sh!(lines, dir), do: run!("/bin/sh", ["-e", "-c", lines], cd: dir, env: build_env())
+
   # Cargo's cache of this project: the crates of others are built already.
-  defp mix!(dir, args) do
-    env = [
+  defp build_env do
+    [
       {"MIX_ENV", "prod"},
       {"MIX_BUILD_PATH", nil},
       {"MIX_BUILD_ROOT", nil},
       {"CARGO_TARGET_DIR", Mix.Tasks.Compile.Cargo.target_dir()}
     ]
-
-    run!("mix", args, cd: dir, env: env)
   end
 
   defp run!(command, args, opts) do

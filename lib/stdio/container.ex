@@ -112,15 +112,28 @@ defmodule Stdio.Container do
   @doc """
   Makes the directories that a root tree needs: places for mounts, which stay empty.
 
-  Below the application's `:path`, or `root` in its `priv` directory; give more for `:fstab`. Raises
-  `File.Error`.
+  Below the application's `:path` (`config :stdio, path: "..."`), or `root` in its `priv` directory;
+  give more for `:fstab`. Raises `File.Error` for the first that cannot be made.
 
       Stdio.Container.make_chroot_tree!()
   """
   @spec make_chroot_tree!([Path.t()]) :: :ok
   def make_chroot_tree!(directories \\ @directories) do
     root = Root.default_path()
-    Enum.each(directories, &File.mkdir_p!(Path.join(root, &1)))
+    Enum.each(directories, &make_directory!(Path.join(root, &1)))
+  end
+
+  # File.mkdir_p! has :enoent for the last of several, where a user may not make the first.
+  defp make_directory!(path) do
+    if not File.dir?(path) do
+      make_directory!(Path.dirname(path))
+      made = File.mkdir(path)
+
+      if made != :ok and not File.dir?(path) do
+        {:error, reason} = made
+        raise File.Error, reason: reason, action: "make directory", path: path
+      end
+    end
   end
 
   @doc false

@@ -25,7 +25,8 @@ defmodule Stdio.OpError do
   Where the cause is a setting of the system or a root tree that is not there, the message ends with
   a sentence on it.
 
-  Errno texts are Erlang's (`:file.format_error/1`).
+  Errno texts are Erlang's (`:file.format_error/1`). `inspect/1`, and so a supervisor's report, shows
+  the message in one line, without the remaining ops.
   """
 
   defexception [:reason, :message, :op]
@@ -102,4 +103,20 @@ defmodule Stdio.OpError do
 
   # as_lists: most lists of small integers among ops are arguments such as [9], not text.
   defp rest(ops), do: "remaining ops:\n#{inspect(ops, charlists: :as_lists)}\n"
+end
+
+defimpl Inspect, for: Stdio.OpError do
+  # A supervisor that could not start its child shows the exception in this form: the message
+  # without the dozens of ops that were not run, and with the sentence on what to do.
+  def inspect(%{message: message}, _opts) when is_binary(message) do
+    text =
+      message
+      |> String.split(~r/\n\n+/, trim: true)
+      |> Enum.reject(&String.starts_with?(&1, "remaining ops:\n"))
+      |> Enum.map_join("; ", &(&1 |> String.split() |> Enum.join(" ")))
+
+    "#Stdio.OpError<#{text}>"
+  end
+
+  def inspect(error, opts), do: Inspect.Any.inspect(error, opts)
 end

@@ -68,6 +68,16 @@ defmodule Stdio.ContainerDataTest do
     assert_raise File.Error, fn -> Container.make_chroot_tree!(["file/x"]) end
   end
 
+  @tag :unprivileged
+  test "make_chroot_tree!: the directory that may not be made, and why", %{path: path} do
+    File.mkdir!(path)
+    File.chmod!(path, 0o500)
+    Application.put_env(:stdio, :path, Path.join(path, "a/root"))
+    error = assert_raise File.Error, fn -> Container.make_chroot_tree!() end
+    assert %{reason: :eacces, path: denied} = error
+    assert denied == Path.join(path, "a")
+  end
+
   test "ops: the order of the contract, without Elixir in it", %{path: path} do
     for behaviour <- [Container, Stdio.Rootless] do
       ops = behaviour.ops(fstab: ["opt", "/srv"], cd: "/tmp", uid: 0, priority: 0)

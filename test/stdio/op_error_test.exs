@@ -41,6 +41,22 @@ defmodule Stdio.OpErrorTest do
            }
   end
 
+  test "inspected: one line, without remaining ops" do
+    root = {Stdio.Task, :bind_in, [@task, "/nonexistent", "/bin", "/bin", []]}
+
+    assert inspect(OpError.failed(:enoent, root, @remaining)) =~
+             ~r{^#Stdio.OpError<operation returned an error: no such file or directory \(enoent\); Stdio.Task.bind_in\(:task, "/nonexistent", "/bin", "/bin", \[\]\); the root tree /nonexistent does not exist: [^\n]+>$}
+
+    assert inspect(OpError.bad_result(4711, {Stdio.Task, :getpid, [@task]}, @remaining)) ==
+             "#Stdio.OpError<** (MatchError) no match of right hand side value: 4711 " <>
+               "Stdio.Task.getpid(:task)>"
+
+    assert inspect(OpError.fork(:einval)) ==
+             "#Stdio.OpError<error attempting to fork subprocess: invalid argument (einval)>"
+
+    assert inspect(%OpError{}) =~ "reason: nil"
+  end
+
   test "bad result: the value as a MatchError, the call, remaining ops" do
     op = {Stdio.Task, :getpid, [@task]}
 
