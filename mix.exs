@@ -54,10 +54,11 @@ defmodule Stdio.MixProject do
 
     [
       main: "readme",
+      # "stdio" would be the page of the module Stdio, where the case of letters means nothing.
       extras:
         ["README.md"] ++
           guides ++
-          ["notebooks/stdio.livemd"] ++
+          [{"notebooks/stdio.livemd", filename: "tour"}] ++
           ~w(CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE) ++ decisions,
       groups_for_extras: [Decisions: decisions],
       # They name what users do not see.

@@ -103,7 +103,7 @@ defmodule LogPipeline do
   defp parts(line, max) when byte_size(line) <= max, do: [line]
 
   defp parts(line, max) do
-    <<part::binary-size(max), rest::binary>> = line
+    {part, rest} = :erlang.split_binary(line, max)
     [part | parts(rest, max)]
   end
 

@@ -385,7 +385,11 @@ defmodule Stdio.BehaviourEndTest do
 
     owner =
       spawn(fn ->
-        wait = fn -> send(test, :died) && Process.sleep(:infinity) end
+        wait = fn ->
+          send(test, :died)
+          Process.sleep(:infinity)
+        end
+
         Enum.to_list(Stdio.stream!(["/bin/true", mark], dying(wait)))
       end)
 

@@ -153,9 +153,15 @@ defmodule Stdio.ConfigPropertyTest do
 
         try do
           case checked(config, pick([:stream, :pipe]), behaviour) do
-            :refused -> :refused
-            [] -> :empty
-            _ -> usable!(config, behaviour) && :used
+            :refused ->
+              :refused
+
+            [] ->
+              :empty
+
+            _ ->
+              usable!(config, behaviour)
+              :used
           end
         rescue
           error ->
