@@ -1,7 +1,7 @@
 defmodule Stdio.Test.Strike do
   @moduledoc """
   One strike at one system call of the helper, and what comes of it: the fixture `strike` stands in
-  front of the helper, as sudo would, and traces it. See `native/testbin/src/bin/strike.rs`.
+  front of the helper, as sudo would, and traces it. See `native/testbin/src/sys/linux/strike.rs`.
 
       [{role, calls} | _] = Strike.record(:rootless, :exits)
       result = Strike.at(:rootless, :exits, {"root:1", 17}, kill: ["launcher"])

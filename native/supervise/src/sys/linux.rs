@@ -444,7 +444,10 @@ pub fn no_new_privs() -> Result<(), Errno> {
 
 /// PR_SET_PDEATHSIG, prctl(2)
 pub fn set_pdeathsig(signal: c_int) -> Result<(), Errno> {
-    prctl::set_pdeathsig(nix::sys::signal::Signal::try_from(signal)?)
+    let signal = nix::sys::signal::Signal::try_from(signal)? as c_int;
+    // SAFETY: takes numbers only. The kernel reads a whole register, of which an int is a half.
+    let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::c_long::from(signal)) };
+    Errno::result(result).map(drop)
 }
 
 /// Permission bits, as wide as this system has them.

@@ -3,7 +3,6 @@
 use std::os::fd::IntoRawFd;
 
 use nix::errno::Errno;
-use nix::sched::CloneFlags as Namespaces;
 use nix::unistd::{self, Pid};
 use stdio_protocol::call::Call;
 use stdio_protocol::value::{Capability, CloneFlags, Cstruct, Path, PtrArg, SeccompFlags, Value};
@@ -73,7 +72,9 @@ fn landlock_abi() -> Result<Value, Errno> {
 }
 
 fn unshare(flags: CloneFlags) -> Result<Value, Errno> {
-    nix::sched::unshare(Namespaces::from_bits_retain(flags.as_int()))?;
+    // SAFETY: takes a number only. The kernel reads a whole register, of which an int is a half.
+    let result = unsafe { libc::syscall(libc::SYS_unshare, libc::c_long::from(flags.as_int())) };
+    Errno::result(result)?;
     ok()
 }
 

@@ -5,21 +5,25 @@
 //! (app env `:exec`), `strike PLAN HELPER [ARG...]`. PLAN is a file of lines, and is removed when it
 //! has been read, so that the next launcher with the same prefix runs untouched:
 //!
-//!     log FILE              what happens is appended to it
-//!     at ROLE COUNT         before the COUNTth system call of this process
-//!     kill ROLE...          SIGKILL for these, in order, ...
-//!     pause MICROSECONDS    ... with this between one and the next
-//!     error ERRNO           or: the call is not made, and fails
-//!     follow                programs are traced too, not only the helper
+//! ```text
+//! log FILE              what happens is appended to it
+//! at ROLE COUNT         before the COUNTth system call of this process
+//! kill ROLE...          SIGKILL for these, in order, ...
+//! pause MICROSECONDS    ... with this between one and the next
+//! error ERRNO           or: the call is not made, and fails
+//! follow                programs are traced too, not only the helper
+//! ```
 //!
 //! Roles: `launcher`, `root:1`, `root:2`, ... and `task:1`, ... in the order of their births, and
 //! `beam`, the parent of this process, whose end is waited for. Lines of the log:
 //!
-//!     born ROLE PID [init]
-//!     call ROLE COUNT NUMBER NAME
-//!     fired NANOSECONDS     since the epoch
-//!     exec ROLE
-//!     end ROLE
+//! ```text
+//! born ROLE PID [init]
+//! call ROLE COUNT NUMBER NAME
+//! fired NANOSECONDS     since the epoch
+//! exec ROLE
+//! end ROLE
+//! ```
 //!
 //! It ends when the last traced process has. If it is killed, they go on without it.
 
