@@ -186,16 +186,22 @@ defmodule Stdio.Task do
           {binary, filter} | nil
         ) :: {:ok, t} | {:ok, t, t} | {:error, posix}
   def __birth__(%__MODULE__{} = task, flags, ids, ops, supervise) do
-    ref = make_ref()
-    {:ok, flags} = clone_flags(flags)
     steps = for {name, arguments} <- ops, do: {name, arguments, [], true}
     supervise = with {title, filter} <- supervise, do: supervise_spec(title, filter)
 
-    case Native.task_birth(task.ref, flags, {ids, steps, supervise}, ref) do
-      :ok -> await_task(ref)
-      error -> error
+    case clone_flags(flags) do
+      {:ok, flags} -> born(task, flags, {ids, steps, supervise}, {:clone, [task, flags]})
+      :error -> {:error, :enotsup}
     end
-    |> result({:clone, [task, flags]})
+  end
+
+  defp born(task, flags, birth, call) do
+    ref = make_ref()
+
+    case Native.task_birth(task.ref, flags, birth, ref) do
+      :ok -> ref |> await_task() |> result(call)
+      other -> result(other, call)
+    end
   end
 
   defp clone_flags(flags) when is_integer(flags) and flags >= 0, do: {:ok, flags}

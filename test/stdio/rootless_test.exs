@@ -83,6 +83,8 @@ defmodule Stdio.RootlessTest do
       assert_raise ArgumentError, fn -> birth.({:chdir, [1]}, supervision) end
     end
 
+    # As on a system that has none of them.
+    assert Stdio.Task.__birth__(root, [:clone_newnothing], nil, [], nil) == {:error, :enotsup}
     assert {:ok, _} = Stdio.Task.fork(root)
     Stdio.Task.stop(root)
   end

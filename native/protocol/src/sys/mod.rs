@@ -97,6 +97,7 @@ const HEADER: usize = size_of::<libc::cmsghdr>();
 /// shm_mkstemp(3): fills the template in. Close-on-exec, as all of shm_open(3).
 #[cfg(target_os = "openbsd")]
 fn shm_mkstemp(template: &mut [u8; 22]) -> Result<OwnedFd, Errno> {
+    // SAFETY: the declaration of shm_open(3).
     unsafe extern "C" {
         fn shm_mkstemp(template: *mut libc::c_char) -> libc::c_int;
     }

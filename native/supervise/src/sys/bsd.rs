@@ -173,6 +173,7 @@ pub fn default_dispositions() {
 }
 
 pub fn clear_environment() {
+    // SAFETY: the declaration of environ(7).
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
@@ -421,6 +422,7 @@ pub fn mount(
     flags: u32,
     data: Option<&[u8]>,
 ) -> Result<(), Errno> {
+    // SAFETY: the declaration of mount(2).
     unsafe extern "C" {
         // The libc crate has it for FreeBSD only.
         fn mount(
