@@ -160,15 +160,15 @@ defmodule Stdio.Jail do
 
   @doc false
   # For the stream: what to do about an error of task/1; nil if it is not this behaviour's.
-  @spec __hint__(Stdio.posix(), {atom, atom}) :: String.t() | nil
-  def __hint__(reason, os \\ :os.type())
+  @spec __task_hint__(Stdio.posix(), {atom, atom}) :: String.t() | nil
+  def __task_hint__(reason, os \\ :os.type())
 
-  def __hint__(:enotsup, os) when os != {:unix, :freebsd} do
+  def __task_hint__(:enotsup, os) when os != {:unix, :freebsd} do
     "Stdio.Jail needs FreeBSD, and this is #{elem(os, 1)}. On Linux use Stdio.Container (root) or " <>
       "Stdio.Rootless."
   end
 
-  def __hint__(_reason, _os), do: nil
+  def __task_hint__(_reason, _os), do: nil
 
   @doc "No options of its own."
   @impl Stdio

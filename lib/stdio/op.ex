@@ -136,7 +136,7 @@ defmodule Stdio.Op do
   defp fork!({:ok, []}, _init), do: raise(OpError.fork(:eagain))
 
   defp fork!({:error, reason}, init) do
-    raise reason |> OpError.fork() |> OpError.with_hint(hint(init, reason))
+    raise reason |> OpError.fork() |> OpError.with_hint(hint(init, :__hint__, reason))
   end
 
   defp fork!({:ok, pipeline} = result, _init) when length(pipeline) > 0 do
@@ -148,10 +148,13 @@ defmodule Stdio.Op do
 
   defp fork!(result, _init), do: shape!(result)
 
-  # Only the behaviour whose function failed knows what its errors mean.
-  defp hint(init, reason) do
-    {:module, module} = Function.info(init, :module)
-    if function_exported?(module, :__hint__, 1), do: module.__hint__(reason)
+  @doc false
+  # Only the behaviour whose function failed knows what its errors mean; `hint` is its function that
+  # says so.
+  @spec hint(fun, atom, Stdio.posix()) :: String.t() | nil
+  def hint(failed, hint, reason) do
+    {:module, module} = Function.info(failed, :module)
+    if function_exported?(module, hint, 1), do: apply(module, hint, [reason])
   end
 
   @spec shape!(term) :: no_return

@@ -138,9 +138,9 @@ defmodule Stdio.JailTest do
   end
 
   test "the hint is for what this behaviour has to say" do
-    assert Jail.__hint__(:enotsup, {:unix, :openbsd}) =~ "this is openbsd"
-    assert Jail.__hint__(:enotsup, {:unix, :freebsd}) == nil
-    assert Jail.__hint__(:emfile, {:unix, :linux}) == nil
+    assert Jail.__task_hint__(:enotsup, {:unix, :openbsd}) =~ "this is openbsd"
+    assert Jail.__task_hint__(:enotsup, {:unix, :freebsd}) == nil
+    assert Jail.__task_hint__(:emfile, {:unix, :linux}) == nil
 
     op = {Stdio.Task, :jail, [:task, %{}]}
     assert Stdio.Container.Hint.op(:eperm, op) =~ "needs root"

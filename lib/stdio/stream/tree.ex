@@ -171,13 +171,9 @@ defmodule Stdio.Stream.Tree do
   # A `task` callback can return no more than an errno.
   defp hint(reason, phases, config) do
     asked? = Config.get(config, :containment) != :auto
-    jail = if phases.task == (&Stdio.Jail.task/1), do: Stdio.Jail.__hint__(reason)
 
-    cond do
-      jail -> jail
-      reason == :enotsup and asked? -> containment_hint()
-      true -> launcher_hint(reason)
-    end
+    Stdio.Op.hint(phases.task, :__task_hint__, reason) ||
+      if reason == :enotsup and asked?, do: containment_hint(), else: launcher_hint(reason)
   end
 
   defp containment_hint do

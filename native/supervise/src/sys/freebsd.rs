@@ -20,16 +20,8 @@ use super::{die, mark_descriptors, Vector};
 /// Without the dash it would begin with the program's name.
 pub const TITLE_FORMAT: &CStr = c"-%s";
 
-/// Commands of fcntl(2) that take a number or nothing.
-pub const NUMERIC: &[c_int] = &[
-    libc::F_DUPFD,
-    libc::F_DUPFD_CLOEXEC,
-    libc::F_GETFD,
-    libc::F_SETFD,
-    libc::F_GETFL,
-    libc::F_SETFL,
-    libc::F_GETOWN,
-    libc::F_SETOWN,
+/// Commands of fcntl(2) that take a number or nothing, besides those of every system.
+pub const MORE_NUMERIC: &[c_int] = &[
     libc::F_READAHEAD,
     libc::F_RDAHEAD,
     libc::F_ADD_SEALS,

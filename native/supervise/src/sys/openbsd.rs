@@ -20,17 +20,8 @@ use super::{mark_descriptors, Vector};
 /// The program's name always comes first.
 pub const TITLE_FORMAT: &CStr = c"%s";
 
-/// Commands of fcntl(2) that take a number or nothing.
-pub const NUMERIC: &[c_int] = &[
-    libc::F_DUPFD,
-    libc::F_DUPFD_CLOEXEC,
-    libc::F_GETFD,
-    libc::F_SETFD,
-    libc::F_GETFL,
-    libc::F_SETFL,
-    libc::F_GETOWN,
-    libc::F_SETOWN,
-];
+/// Commands of fcntl(2) that take a number or nothing, besides those of every system.
+pub const MORE_NUMERIC: &[c_int] = &[];
 
 /// There is none: what loses its parent is init's.
 pub fn set_subreaper(_subreaper: bool) -> Result<(), Errno> {

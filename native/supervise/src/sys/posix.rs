@@ -262,15 +262,28 @@ pub fn write(fd: RawFd, bytes: &[u8]) -> Result<usize, Errno> {
     Errno::result(result).map(isize::unsigned_abs)
 }
 
+/// Commands of fcntl(2) that take a number or nothing.
+const NUMERIC: &[c_int] = &[
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_GETOWN,
+    libc::F_SETOWN,
+];
+
 /// fcntl(2), for commands that take a number or nothing; those that take an address are `EINVAL`.
 pub fn fcntl(fd: RawFd, command: i32, argument: i64) -> Result<c_int, Errno> {
-    if !super::NUMERIC.contains(&command) {
+    if !NUMERIC.contains(&command) && !super::MORE_NUMERIC.contains(&command) {
         return Err(Errno::EINVAL);
     }
     let argument = c_long::try_from(argument).map_err(|_| Errno::EINVAL)?;
     // SAFETY: none of the commands above reads its argument as an address.
     Errno::result(unsafe { libc::fcntl(fd, command, argument) })
 }
+
 /// ioctl(2)
 pub fn ioctl(fd: RawFd, request: u32, argument: &Argument) -> Result<c_int, Errno> {
     // An int in one C library, an unsigned long in another.

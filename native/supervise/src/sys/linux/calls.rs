@@ -120,16 +120,8 @@ pub fn lseek(fd: RawFd, offset: i64, whence: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::lseek64(fd, offset, whence) }).map(drop)
 }
 
-/// Commands of fcntl(2) that take a number or nothing.
-pub const NUMERIC: &[c_int] = &[
-    libc::F_DUPFD,
-    libc::F_DUPFD_CLOEXEC,
-    libc::F_GETFD,
-    libc::F_SETFD,
-    libc::F_GETFL,
-    libc::F_SETFL,
-    libc::F_GETOWN,
-    libc::F_SETOWN,
+/// Commands of fcntl(2) that take a number or nothing, besides those of every system.
+pub const MORE_NUMERIC: &[c_int] = &[
     libc::F_SETLEASE,
     libc::F_GETLEASE,
     libc::F_NOTIFY,
