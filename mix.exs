@@ -58,9 +58,12 @@ defmodule Stdio.MixProject do
       extras:
         ["README.md"] ++
           guides ++
+          [{"docs/bench.txt", title: "Benchmarks"}] ++
           [{"notebooks/stdio.livemd", filename: "tour"}] ++
           ~w(CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE) ++ decisions,
       groups_for_extras: [Decisions: decisions],
+      # The picture of README.md, at the same place.
+      assets: %{"docs" => "docs"},
       # They name what users do not see.
       skip_undefined_reference_warnings_on: decisions,
       groups_for_modules: [

@@ -351,13 +351,14 @@ defmodule Bench.Contenders do
     # Before the first use of anything, memory after it: a thread of the library counts.
     threads = Proc.threads()
     warm_up(contender)
+    starter = starter(contender)
     # What the first ones need and later ones use again is no cost of one more either.
-    few = start_sleepers(contender, command, div(n, 10))
+    few = start_sleepers(starter, command, div(n, 10))
     halt_sleepers(contender, few, mark)
     collect_garbage()
     before = Proc.memory_with_helpers()
 
-    {micros, pids} = :timer.tc(fn -> start_sleepers(contender, command, n) end)
+    {micros, pids} = :timer.tc(fn -> start_sleepers(starter, command, n) end)
     now = Proc.memory_with_helpers()
     added = Proc.threads() - threads
 
@@ -369,30 +370,30 @@ defmodule Bench.Contenders do
   defp memory_each(before, now, _) when before == nil or now == nil, do: nil
   defp memory_each(before, now, n), do: (now - before) / n
 
-  # Returns when every program has written its newline.
-  defp start_sleepers(contender, command, n) do
-    coordinator = self()
-    pids = for _ <- 1..n, do: spawn_monitor(fn -> sleeper(contender, command, coordinator) end)
+  # What consumes a program until it is told to halt, and how many are started at a time.
+  defp starter(:stdio), do: {consumer(&Stdio.stream!/1), 100_000}
 
-    for {pid, monitor} <- pids do
-      receive do
-        {:running, ^pid} -> {pid, monitor}
-        {:DOWN, ^monitor, _, _, reason} -> raise "a sleeper failed: #{inspect(reason)}"
-      end
+  # One descriptor of the BEAM each, and a few more while it starts.
+  defp starter(:stdio_lean) do
+    {:ok, supervisor} = Stdio.supervisor(:noshutdown)
+    phases = Stdio.with_supervisor(Stdio.Process, supervisor)
+    {consumer(&Stdio.stream!(&1, phases, stdin: :null, stderr: :stdout)), 100}
+  end
+
+  defp starter(:port), do: {&port_sleeper/2, 100_000}
+
+  defp consumer(stream) do
+    fn command, coordinator ->
+      stream.(command)
+      |> Enum.reduce_while(nil, fn {:stdout, "\n"}, nil ->
+        send(coordinator, {:running, self()})
+        wait_for_halt()
+        {:halt, nil}
+      end)
     end
   end
 
-  defp sleeper(:stdio, command, coordinator) do
-    command
-    |> Stdio.stream!()
-    |> Enum.reduce_while(nil, fn {:stdout, "\n"}, nil ->
-      send(coordinator, {:running, self()})
-      wait_for_halt()
-      {:halt, nil}
-    end)
-  end
-
-  defp sleeper(:port, command, coordinator) do
+  defp port_sleeper(command, coordinator) do
     port = open(command)
 
     receive do
@@ -400,6 +401,24 @@ defmodule Bench.Contenders do
     end
 
     wait_for_halt()
+  end
+
+  # Returns when every program has written its newline.
+  defp start_sleepers({sleeper, at_a_time}, command, n) do
+    coordinator = self()
+
+    1..n
+    |> Enum.chunk_every(at_a_time)
+    |> Enum.flat_map(fn some ->
+      pids = for _ <- some, do: spawn_monitor(fn -> sleeper.(command, coordinator) end)
+
+      for {pid, monitor} <- pids do
+        receive do
+          {:running, ^pid} -> {pid, monitor}
+          {:DOWN, ^monitor, _, _, reason} -> raise "a sleeper failed: #{inspect(reason)}"
+        end
+      end
+    end)
   end
 
   defp collect_garbage, do: Enum.each(Process.list(), &:erlang.garbage_collect/1)
@@ -442,7 +461,7 @@ defmodule Bench.Contenders do
   end
 
   # What stays for the BEAM's life (helper, threads, loaded code) is no cost of one more stream.
-  def warm_up(:stdio), do: for(_ <- 1..5, do: stdio_true())
+  def warm_up(stdio) when stdio in [:stdio, :stdio_lean], do: for(_ <- 1..5, do: stdio_true())
   def warm_up(:port), do: for(_ <- 1..5, do: port_true())
   def warm_up(_), do: :ok
 
@@ -589,8 +608,7 @@ defmodule Bench.Scenarios do
       pingpong(size),
       concurrent_sleepers("sleepers", size.(1000, 200), size),
       slow_reader(size),
-      # Only when asked for by name: needs descriptor and process limits to match.
-      Map.put(concurrent_sleepers("sleepers_10000", 10_000, size), :extra, true)
+      many_sleepers(size)
     ]
   end
 
@@ -815,6 +833,31 @@ defmodule Bench.Scenarios do
     }
   end
 
+  # As many as a hard limit of 16,384 descriptors allows, which is more than Ports could have.
+  defp many_sleepers(size) do
+    n = size.(10_000, 2000)
+    few = concurrent_sleepers("sleepers_10000", n, size)
+
+    %{
+      few
+      | about:
+          "#{n} programs that sleep, below one supervisor, with one descriptor of the BEAM's each, " <>
+            "started 100 at a time and halted all at once",
+        rounds: 1,
+        run: %{
+          stdio: fn -> in_own_beam(:sleepers, [:stdio_lean, n]) end,
+          floor: few.run.floor
+        },
+        metrics:
+          for(
+            %{name: "sleepers_10000: " <> what} = metric <- few.metrics,
+            what != "gone",
+            do: metric
+          ) ++
+            [metric("sleepers_10000: gone", "ms", [])]
+    }
+  end
+
   defp slow_reader(size) do
     bytes = size.(1024 * @mib, 256 * @mib)
     seconds = size.(3, 1)
@@ -924,7 +967,7 @@ defmodule Bench do
     IO.puts("And to docs/bench.json, docs/bench.txt, docs/bench.svg")
   end
 
-  defp chosen(scenarios, []), do: Enum.reject(scenarios, &Map.get(&1, :extra, false))
+  defp chosen(scenarios, []), do: scenarios
 
   defp chosen(scenarios, only) do
     names = Enum.map(scenarios, & &1.name)
@@ -1284,7 +1327,7 @@ defmodule Bench.Plot do
 
   @references [floor: "#888888", port: "#d95f02", system_cmd: "#1b9e77"]
   @names %{floor: "floor (Rust, or bwrap)", port: "Port", system_cmd: "System.cmd"}
-  @left 150
+  @left 172
   @width 560
   @row 24
   @top 74

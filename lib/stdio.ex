@@ -248,7 +248,7 @@ defmodule Stdio do
       :best_effort
 
   `:best_effort`: a subreaper with a kill loop; should every process of the helper be killed at the
-  same moment, what has left its session may survive. `:pid_namespace`: the kernel ends it all.
+  same moment, what the program has forked may survive. `:pid_namespace`: the kernel ends it all.
   `:cgroup`: so it does when the helper or the BEAM, whichever still lives, asks it to.
   """
   @spec containment(t) :: :cgroup | :pid_namespace | :best_effort

@@ -77,6 +77,8 @@ defmodule Stdio.ClusterTest do
 
   test "one that is slow holds the program up, and one that halts ends it", context do
     mark = context.mark
+    go = Path.join(System.tmp_dir!(), "go-#{mark}")
+    on_exit(fn -> File.rm(go) end)
 
     peer =
       consumer(
@@ -84,12 +86,16 @@ defmodule Stdio.ClusterTest do
         """
         jobs
         |> RemoteStream.stream!(command)
-        |> Stream.each(fn _ -> IO.puts("element"); Process.sleep(2_000) end)
+        |> Stream.each(fn _ ->
+          IO.puts("element")
+          true = Stdio.Test.Proc.wait_until(fn -> File.exists?(go) end, 30_000)
+        end)
         |> Enum.take(1)
 
         IO.puts("halted")
         """,
-        command: @command ++ [mark]
+        command: @command ++ [mark],
+        go: go
       )
 
     assert Peer.line(peer) == "element"
@@ -102,6 +108,7 @@ defmodule Stdio.ClusterTest do
              written.() == before
            end)
 
+    File.touch!(go)
     assert Peer.line(peer) == "halted"
     assert Proc.wait_until(fn -> Proc.find(mark) == [] end)
     finish(context, peer)

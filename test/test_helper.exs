@@ -137,4 +137,5 @@ unless excluded == [] do
   for {tag, needs} <- excluded, do: IO.puts("  #{String.pad_trailing(inspect(tag), 14)} #{needs}")
 end
 
-ExUnit.start(exclude: Keyword.keys(excluded))
+# A message that comes is waited for as long as a busy machine takes.
+ExUnit.start(exclude: Keyword.keys(excluded), assert_receive_timeout: 10_000)

@@ -10,6 +10,7 @@ use serde::Serialize;
 use stdio_protocol::codec::{decode, encode};
 use stdio_protocol::message::{
     FromLauncher, FromNode, FromRoot, FromTask, ToLauncher, ToNode, ToRoot,
+    ToTask,
 };
 use stdio_protocol::value::Value;
 
@@ -27,6 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
     check::<ToNode>(bytes);
     check::<FromLauncher>(bytes);
     check::<FromRoot>(bytes);
+    check::<ToTask>(bytes);
     check::<FromTask>(bytes);
     check::<FromNode>(bytes);
     check::<Value>(bytes);

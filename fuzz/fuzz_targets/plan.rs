@@ -68,8 +68,8 @@ fuzz_target!(|bytes: &[u8]| {
     let mut filter = CallFilter::default();
     match decode::<ToRoot>(bytes) {
         Ok(ToRoot::Start(start)) => {
-            steps(&start.plan.steps, &filter);
-            program(start.plan.exec);
+            steps(&start.plan.script.steps, &filter);
+            program(start.plan.script.exec);
         }
         Ok(ToRoot::Node(message)) => match *message {
             ToNode::Exec {

@@ -159,8 +159,11 @@ defmodule Stdio.Doctor do
      "Whoever may start it as root is root: chown root:GROUP #{path} && chmod 4750 #{path}"}
   end
 
-  defp judge(:privileges, %{root?: true}, _read) do
-    {:ok, "root", nil}
+  defp judge(:privileges, %{root?: true}, read) do
+    case Hint.ids(read) do
+      nil -> {:ok, "root", nil}
+      advice -> {:warn, "root, of a user namespace", sentence(advice)}
+    end
   end
 
   defp judge(:privileges, %{no_new_privs?: true} = fact, _read)

@@ -41,8 +41,9 @@ defmodule Stdio.Native do
   # {:ok, path} | {:error, posix}; the working directory of the BEAM
   def getcwd, do: :erlang.nif_error(:nif_not_loaded)
 
-  # of a stream in hand: binary | :empty (armed now, unless :exit was sent) | :eof
-  def read(_handle, _stream), do: :erlang.nif_error(:nif_not_loaded)
+  # of a stream in hand: binary | :empty (armed now, unless :exit was sent, or it will be read again) | :eof
+  def read(_handle, _stream, _again?), do: :erlang.nif_error(:nif_not_loaded)
+  def readable(_handle, _stream), do: :erlang.nif_error(:nif_not_loaded)
   def close_outputs(_handle), do: :erlang.nif_error(:nif_not_loaded)
 
   # :ok | :wait | {:error, :epipe}

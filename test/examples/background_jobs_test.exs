@@ -30,8 +30,9 @@ defmodule Stdio.Examples.BackgroundJobsTest do
     job =
       submit(
         queue,
-        "echo one; echo two >&2; trap 'printf three; exit' TERM; while :; do sleep 0.05; done",
-        mark
+        "trap 'printf three; exit' TERM; echo one; echo two >&2; while :; do sleep 0.05; done",
+        mark,
+        grace: 60_000
       )
 
     assert_receive {:job, ^job, {:started, 1}}, @deadline

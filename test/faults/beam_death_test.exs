@@ -63,7 +63,7 @@ defmodule Stdio.Faults.BeamDeathTest do
 
   # Prints `term` when it is asked to end, and goes on.
   @grace """
-  config = [timeout: 200, kill_signal: :sigterm, kill_timeout: 60_000]
+  config = [timeout: 1500, kill_signal: :sigterm, kill_timeout: 60_000]
 
   Stdio.stream!([program, mark, "--report"], Stdio.Process, config)
   |> Enum.each(fn {:stdout, text} -> IO.write(text) end)

@@ -43,7 +43,7 @@ defmodule Stdio.Faults.DriftTest do
              look = fn -> {supervisors(launcher), Enum.sort(Proc.descendants())} end
              {first, _} = seen = look.()
              Process.sleep(20)
-             match?([_], first) and look.() == seen
+             match?([_], first) and settled?(launcher) and look.() == seen
            end)
   end
 

@@ -42,47 +42,45 @@ defmodule Stdio.Faults.EndingTest do
     end
   end
 
-  # Starts a fixture outside of the tree, whose stdout is that of process `pid`.
-  defp hold_from_outside(pid, [name, mark | words]) do
-    script = ~S(exec 3>"/proc/$0/fd/1"; echo open; exec "$@" >&3 2>/dev/null)
-    args = ["-c", script, "#{pid}", Proc.fixture(name), mark | words]
-    port = Port.open({:spawn_executable, "/bin/sh"}, [:binary, args: args])
-    assert_receive {^port, {:data, "open\n"}}, 5_000
-    port
-  end
+  # Everything below is over in some hundred ms; later the NIF's own deadline, 7 s, would help.
+  @soon 5_000
 
   for holder <- [["never-read"], ["fill-pipe", "100000000000"]] do
     @tag holder: holder
     test "row 23: a process outside of the tree holds stdout: #{hd(holder)}", context do
-      %{mark: mark, holder: [name | words]} = context
-      outside = Proc.mark()
-
-      task =
-        aside(fn ->
-          terminal = outcome(Stdio.stream!([Proc.fixture("never-read"), mark]))
-          {terminal, System.monotonic_time()}
-        end)
-
-      [pid] = await_marked(mark, 1)
-      port = hold_from_outside(pid, [name, outside | words])
-      await_marked(outside, 1)
-      # That a flood is under way.
-      Process.sleep(50)
-      started = System.monotonic_time()
-      assert Proc.kill(pid, "TERM") == :ok
-      assert {{:termsig, :sigterm}, ended} = await(task)
-      time = System.convert_time_unit(ended - started, :native, :millisecond)
+      %{mark: mark, holder: holder} = context
+      time = held_from_outside(mark, holder)
+      report("row 23, #{hd(holder)} holds the pipe from outside: terminal after #{time} ms")
       # CONTRACT 6.2: 100 ms. Some for a busy machine.
       assert time < 500
-      report("row 23, #{name} holds the pipe from outside: terminal after #{time} ms")
-      # The port closes with it.
-      Proc.sweep(outside)
-      assert Proc.wait_until(fn -> Port.info(port) == nil end)
     end
   end
 
-  # Everything below is over in some hundred ms; later the NIF's own deadline, 7 s, would help.
-  @soon 5_000
+  # How long after the program's end the terminal element comes.
+  defp held_from_outside(mark, [name | words]) do
+    outside = Proc.mark()
+
+    task =
+      aside(fn ->
+        terminal = outcome(Stdio.stream!([Proc.fixture("never-read"), mark]))
+        {terminal, System.monotonic_time()}
+      end)
+
+    [pid] = await_marked(mark, 1)
+    port = hold_from_outside(pid, [name, outside | words])
+    await_marked(outside, 1)
+    # That a flood is under way.
+    Process.sleep(50)
+    started = System.monotonic_time()
+    assert Proc.kill(pid, "TERM") == :ok
+    assert {{:termsig, :sigterm}, ended} = await(task)
+    time = System.convert_time_unit(ended - started, :native, :millisecond)
+    # The port closes with it.
+    Proc.sweep(outside)
+    assert Proc.wait_until(fn -> Port.info(port) == nil end)
+    time
+  end
+
   @tree ~w(2 2 --stop)
 
   test "row 25: a tree that stops itself is killed", %{mark: mark} do
@@ -90,38 +88,43 @@ defmodule Stdio.Faults.EndingTest do
     {halted, [stdout: "ready\n"]} = timed(fn -> tree |> Stdio.stream!() |> Enum.take(1) end)
     assert Proc.find(mark) == []
 
-    {late, elements} = timed(fn -> list(tree, timeout: 300) end)
+    {timeout, time, elements} = with_timeout(&list(tree, timeout: &1))
     assert elements == [stdout: "ready\n", termsig: :sigkill]
+    late = time - timeout
 
     # A stopped process does not even see a SIGTERM.
-    config = [timeout: 300, kill_signal: :sigterm, kill_timeout: 300]
-    {latest, elements} = timed(fn -> list(tree, config) end)
+    config = [kill_signal: :sigterm, kill_timeout: 300]
+    {timeout, time, elements} = with_timeout(&list(tree, [timeout: &1] ++ config))
     assert elements == [stdout: "ready\n", termsig: :sigkill]
-    assert latest >= 600
-    for time <- [halted, late, latest], do: assert(time < @soon)
+    latest = time - timeout
+    assert latest >= 300
+    assert halted < @soon
+    for time <- [late, latest], do: assert(time < @soon - 300)
 
     report(
-      "row 25, stopped tree: halt #{halted}, timeout of 300 #{late}, with grace #{latest} ms"
+      "row 25, stopped tree: halt #{halted}, after a timeout #{late}, with a grace of 300 #{latest} ms"
     )
   end
 
   test "row 26: SIGKILL at the deadline, to the whole tree", %{mark: mark} do
     ignore = [Proc.fixture("ignore-term"), mark, "--report"]
-    config = [timeout: 150, kill_signal: :sigterm, kill_timeout: 200]
+    config = [kill_signal: :sigterm, kill_timeout: 200]
 
     deviations =
       for _ <- 1..8 do
-        {time, elements} = timed(fn -> list(ignore, config) end)
+        {timeout, time, elements} = with_timeout(&list(ignore, [timeout: &1] ++ config))
         assert output(elements) == "ready\nterm\n"
         assert Oracle.terminal!(elements) == {:termsig, :sigkill}
-        assert time in 350..@soon
-        time - 350
+        late = time - timeout - 200
+        assert late in 0..(@soon - 350)
+        late
       end
 
     report("row 26, KILL after TIMEOUT and grace, late by: #{spread(deviations)}")
 
     tree = [Proc.fixture("fork-tree"), mark, "2", "2", "--setsid", "--ignore-term"]
-    assert list(tree, config) == [stdout: "ready\n", termsig: :sigkill]
+    {_, _, elements} = with_timeout(&list(tree, [timeout: &1] ++ config))
+    assert elements == [stdout: "ready\n", termsig: :sigkill]
   end
 
   test "row 26: halted, a deadline from then on", %{mark: mark} do

@@ -117,7 +117,10 @@ defmodule Stdio.Faults.ErrorSweepTest do
           {error, name} in [eintr: "write", enomem: "wait4"],
           do: point
 
-    sample = spaced(points, size(12, length(points))) ++ spaced(once, size(8, length(once)))
+    sample =
+      spaced(points, sample_size(12, length(points))) ++
+        spaced(once, sample_size(8, length(once)))
+
     for {point, _name} <- Enum.uniq(sample), do: point
   end
 

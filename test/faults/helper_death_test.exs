@@ -189,13 +189,90 @@ defmodule Stdio.Faults.HelperDeathTest do
 
   test "the spare supervisor", %{launcher: launcher} do
     for _ <- 1..10 do
-      [spare] = supervisors(launcher)
+      spare = spare(launcher)
       assert Proc.kill(spare, 9) == :ok
       # A start that finds it dying fails with a typed error, as in the test above.
       assert Proc.wait_until(fn -> not Proc.alive?(spare) end)
       assert list("echo $0") == [stdout: "/bin/sh\n", exit_status: 0]
       assert warm_up() == launcher
     end
+  end
+
+  test "the child of the spare supervisor, which waits for a program", %{launcher: launcher} do
+    for next <- [
+          fn -> list("exit 5") end,
+          fn -> list("exit 5", timeout: 5_000) end,
+          fn -> pipe(["exit 5\n"], "sh") end
+        ] do
+      assert Proc.wait_until(fn -> settled?(launcher) end)
+      kill_waiting(launcher)
+      assert next.() == [exit_status: 5]
+    end
+  end
+
+  # Its supervisor has reported an end that nobody has asked about.
+  @tag :userns
+  test "the child of the spare supervisor, which has another task", %{launcher: launcher} do
+    for next <- [
+          fn -> list("exit 5", containment: :pid_namespace) end,
+          &served/0,
+          fn -> list("exit 5") end
+        ] do
+      warm_up()
+      kill_waiting(launcher)
+      assert next.() == [exit_status: 5]
+    end
+  end
+
+  # Not even at the moment at which the supervisor is given another program: an end that is reported is
+  # that program's, and its own is not the next one's.
+  @tag :userns
+  test "the child of the spare supervisor, while a program is started", %{launcher: launcher} do
+    for _ <- 1..40 do
+      [waiting] = waiting(spare(launcher))
+      killer = aside(fn -> Proc.kill(waiting, 9) end)
+      Process.sleep(:rand.uniform(4) - 1)
+      outcome = outcome(Stdio.stream!("exit 5", Stdio.Process, containment: :pid_namespace))
+      assert outcome == {:exit_status, 5} or match?({:error, %{reason: :eagain}}, outcome)
+      await(killer)
+      assert warm_up() == launcher
+      assert list("exit 6") == [exit_status: 6]
+    end
+  end
+
+  # Its supervisor cannot tell that from the end of a child that waits, so it has no other one.
+  test "a program that is killed, or kills itself" do
+    for _ <- 1..200 do
+      assert list("kill -9 $$") == [termsig: :sigkill]
+      assert list("exit 7") == [exit_status: 7]
+    end
+  end
+
+  test "a supervisor that has had a program and waits for the next", %{launcher: launcher} do
+    for _ <- 1..3 do
+      assert list("exit 4") == [exit_status: 4]
+      spare = spare(launcher)
+      assert Proc.kill(spare, 9) == :ok
+      assert Proc.wait_until(fn -> not Proc.alive?(spare) end)
+      assert list("exit 5") == [exit_status: 5]
+    end
+  end
+
+  defp served do
+    {:ok, task} = Stdio.Task.fork()
+    assert {:ok, child} = Stdio.Task.fork(task)
+    assert Stdio.Task.execvp(child, "sh", ["sh", "-c", "exit 5"]) == :ok
+    assert_receive {:exit_status, ^child, status}, 5_000
+    Stdio.Task.stop(task)
+    [exit_status: status]
+  end
+
+  defp kill_waiting(launcher) do
+    spare = spare(launcher)
+    [waiting] = waiting(spare)
+    assert Proc.kill(waiting, 9) == :ok
+    # A start that finds its supervisor still there fails with a typed error.
+    assert Proc.wait_until(fn -> not Proc.alive?(spare) end)
   end
 
   test "a handle of a dead task keeps no descriptor of a dead launcher", %{launcher: launcher} do

@@ -153,7 +153,7 @@ defmodule Stdio.Faults.LoadTest do
              launcher = Stdio.Test.Fault.launcher()
              stopped? = fn -> Stdio.Test.Proc.stat(launcher).state == "T" end
              IO.puts("launcher #{launcher}")
-             Stdio.Test.Proc.wait_until(stopped?)
+             true = Stdio.Test.Proc.wait_until(stopped?)
              tasks = start.(count)
              waits? = &(Process.info(&1.pid, :status) == {:status, :waiting})
              Stdio.Test.Proc.wait_until(fn -> Enum.all?(tasks, waits?) end)
@@ -260,5 +260,53 @@ defmodule Stdio.Faults.LoadTest do
     assert String.to_integer(after_count) <= String.to_integer(count)
     Peer.stop(peer)
     report("200 programs: #{count} threads more than before the first use")
+  end
+
+  # docs/scaling.md: what bounds the number of streams of one BEAM.
+  for {below, config, each} <- [
+        {:its_own, [], 4},
+        {:its_own, [stdin: :null], 3},
+        {:its_own, [stderr: :stdout], 3},
+        {:its_own, [stdin: :null, stderr: :stdout], 2},
+        {:a_shared, [], 3},
+        {:a_shared, [stdin: :null], 2},
+        {:a_shared, [stderr: :stdout], 2},
+        {:a_shared, [stdin: :null, stderr: :stdout], 1}
+      ] do
+    @tag run: {below, config, each}
+    test "#{each} descriptors of the BEAM for a stream below #{below} supervisor, #{inspect(config)}",
+         %{mark: mark, run: {below, config, each}} do
+      {phases, supervisor} = below(below)
+      argv = [Proc.fixture("never-read"), mark]
+      me = self()
+      before = map_size(Proc.fds())
+
+      tasks =
+        for _ <- 1..20 do
+          Task.async(fn ->
+            stream = Stdio.stream!(argv, phases, config)
+
+            Enum.reduce_while(stream, nil, fn {:stdout, "ready\n"}, nil ->
+              send(me, :ready)
+              receive do: (:halt -> {:halt, nil})
+            end)
+          end)
+        end
+
+      for _ <- tasks, do: assert_receive(:ready, 10_000)
+      # The sockets of the starts close a moment later; a spare supervisor has one.
+      now = fn -> map_size(Proc.fds()) - before - 20 * each end
+      assert Proc.wait_until(fn -> now.() in 0..1 end), "#{now.()} more than 20 times #{each}"
+      for task <- tasks, do: send(task.pid, :halt)
+      Task.await_many(tasks)
+      if supervisor, do: Stdio.Task.stop(supervisor.init)
+    end
+  end
+
+  defp below(:its_own), do: {Stdio.Process, nil}
+
+  defp below(:a_shared) do
+    {:ok, supervisor} = Stdio.supervisor(:noshutdown)
+    {Stdio.with_supervisor(Stdio.Process, supervisor), supervisor}
   end
 end

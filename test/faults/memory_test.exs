@@ -50,14 +50,14 @@ defmodule Stdio.Faults.MemoryTest do
     tasks =
       for input <- inputs do
         aside(fn ->
-          Stdio.pipe!(input, never_read(mark), Stdio.Process, timeout: 1_500) |> outcome()
+          Stdio.pipe!(input, never_read(mark), Stdio.Process, timeout: 6_000) |> outcome()
         end)
       end
 
     await_marked(mark, length(inputs))
     {time, elements} = timed(fn -> pipe([String.duplicate("x", 1_000_000)], "wc -c") end)
     assert elements == [stdout: "1000000\n", exit_status: 0]
-    for task <- tasks, do: assert(await(task) == {:termsig, :sigkill})
+    for task <- tasks, do: assert(await(task, 14_500) == {:termsig, :sigkill})
     time
   end
 

@@ -288,14 +288,15 @@ defmodule Stdio.BehaviourStreamTest do
     end
 
     test "timeout, kill_signal, kill_timeout" do
-      line = "trap 'exit 7' TERM; while :; do sleep 0.1; done"
+      line = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"
       # The shell tells of its child's end, on stderr.
-      elements = run(line, Plain, timeout: 300, kill_signal: :sigterm, stderr: :null)
-      assert elements == [exit_status: 7]
-      line = "trap '' TERM; while :; do sleep 0.1; done"
-
-      assert run(line, Plain, timeout: 200, kill_signal: :sigterm, kill_timeout: 200) ==
-               [termsig: :sigkill]
+      config = [kill_signal: :sigterm, kill_timeout: 20_000, stderr: :null]
+      {_, _, elements} = with_timeout(&run(line, Plain, [timeout: &1] ++ config))
+      assert elements == [stdout: "ready\n", exit_status: 7]
+      line = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+      config = [kill_signal: :sigterm, kill_timeout: 200]
+      {_, _, elements} = with_timeout(&run(line, Plain, [timeout: &1] ++ config))
+      assert elements == [stdout: "ready\n", termsig: :sigkill]
     end
 
     test "a slow consumer gets all" do

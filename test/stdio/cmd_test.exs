@@ -55,12 +55,19 @@ defmodule Stdio.CmdTest do
     end
 
     test "by a deadline" do
-      assert Stdio.cmd("echo a; sleep 60", timeout: 1000) == {"a\n", {:termsig, :sigkill}}
-      line = "trap 'echo bye; exit 7' TERM; while :; do sleep 0.05; done"
+      cmd = fn line, config ->
+        {output, exit} = Stdio.cmd(line, config)
+        [stdout: output, exit: exit]
+      end
+
+      {_, _, ended} = with_timeout(&cmd.("echo ready; sleep 60", timeout: &1))
+      assert ended == [stdout: "ready\n", exit: {:termsig, :sigkill}]
+      line = "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.05; done"
 
       # A `sleep` gets the signal too, of which some shells tell.
       polite = [kill_signal: :sigterm, kill_timeout: 20_000, stderr: :null]
-      assert Stdio.cmd(line, [timeout: 1000] ++ polite) == {"bye\n", 7}
+      {_, _, ended} = with_timeout(&cmd.(line, [timeout: &1] ++ polite))
+      assert ended == [stdout: "ready\nbye\n", exit: 7]
     end
   end
 

@@ -52,8 +52,9 @@ defmodule Stdio.ConfigDefaultsTest do
     assert Config.gid(uid: 5, gid: 6) == 6
     assert Config.gid([], Stdio.Rootless) == 65_534
 
-    # another process, another uid
-    assert Task.await(Task.async(fn -> Config.uid([]) end)) != default
+    # Another process, another uid, but for chance: they are 65,535.
+    others = for _ <- 1..3, do: Task.await(Task.async(fn -> Config.uid([]) end))
+    assert Enum.any?(others, &(&1 != default))
   end
 
   test "groups" do

@@ -165,7 +165,14 @@ defmodule Stdio.DoctorTest do
       assert %{status: :fail} = judged(:privileges, %{fact | setuid: :open, root?: true})
 
       assert %{status: :ok, found: "root", advice: nil} =
-               judged(:privileges, %{fact | root?: true, sudo: :unneeded})
+               judged(:privileges, %{fact | root?: true, sudo: :unneeded}, read: fn _ -> nil end)
+
+      podman = %{"/proc/self/uid_map" => "0 1000 1\n1 524288 65536\n"}
+
+      assert %{status: :warn, advice: advice} =
+               judged(:privileges, %{fact | root?: true, sudo: :unneeded}, read: &podman[&1])
+
+      assert advice =~ "0..65536"
 
       for {change, said} <- [
             {[setuid: :guarded], "guarded"},

@@ -223,7 +223,8 @@ defmodule Stdio.ErrorsTest do
               error -> {error.__struct__, Map.get(error, :reason)}
             end
           end,
-          max_concurrency: 20
+          max_concurrency: 20,
+          timeout: 60_000
         )
         |> Enum.frequencies()
 

@@ -130,9 +130,17 @@ defmodule Stdio.PipeTest do
           :binary.copy("x", 4096)
         end)
 
-      assert [termsig: :sigkill] =
-               pipe(input, [Proc.fixture("never-read"), mark], timeout: 1000) --
-                 [stdout: "ready\n"]
+      resting? = fn ->
+        fed = :counters.get(counter, 1)
+        Process.sleep(200)
+        fed >= 65_536 and :counters.get(counter, 1) == fed
+      end
+
+      assert input
+             |> Stdio.pipe!([Proc.fixture("never-read"), mark])
+             |> Enum.reduce_while(nil, fn {:stdout, "ready\n"}, nil ->
+               {:halt, Proc.wait_until(resting?, 10_000)}
+             end)
 
       # 64 KiB each, and the elements at both ends.
       assert :counters.get(counter, 1) in 65_536..(131_072 + 2 * 4096)
@@ -253,5 +261,51 @@ defmodule Stdio.PipeTest do
       assert error.reason == :enoent
       assert messages() == []
     end
+  end
+
+  test "a stream that answers at once is looked at, and waited for once it does not" do
+    me = self()
+
+    input =
+      Stream.resource(
+        fn -> send(me, {:feeder, self()}) end,
+        fn state ->
+          receive do
+            {:line, line} -> {[line], state}
+            :stop -> {:halt, state}
+          end
+        end,
+        fn _ -> :ok end
+      )
+
+    consumer =
+      Task.async(fn ->
+        for element <- Stdio.pipe!(input, ["/bin/cat"]), do: send(me, {self(), element})
+        :ok
+      end)
+
+    assert_receive {:feeder, feeder}, 10_000
+    %{pid: pid} = consumer
+
+    for n <- 1..2000 do
+      line = "#{n}\n"
+      send(feeder, {:line, line})
+      assert_receive {^pid, {:stdout, ^line}}, 10_000
+    end
+
+    # It comes to rest, and stays there.
+    reductions = fn -> Process.info(pid, [:reductions, :status]) end
+    rested? = fn -> reductions.() == (Process.sleep(50) && reductions.()) end
+    assert Proc.wait_until(rested?)
+    rest = reductions.()
+    assert [_, status: :waiting] = rest
+    Process.sleep(300)
+    assert reductions.() == rest
+
+    send(feeder, {:line, "last\n"})
+    assert_receive {^pid, {:stdout, "last\n"}}, 10_000
+    send(feeder, :stop)
+    assert_receive {^pid, {:exit_status, 0}}, 10_000
+    assert Task.await(consumer) == :ok
   end
 end

@@ -112,10 +112,11 @@ defmodule Stdio.ResultsTest do
       test "stderr, env, a deadline", %{behaviour: behaviour} do
         elements = run("echo a; echo b >&2; echo c", behaviour, stderr: :stdout)
         assert {output(elements), output(elements, :stderr)} == {"a\nb\nc\n", ""}
-        line = "trap 'exit 7' TERM; while :; do sleep 0.1; done"
+        line = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"
         # Some shells tell of their children's ends.
-        config = [timeout: 300, kill_signal: :sigterm, stderr: :null]
-        assert run(line, behaviour, config) == [exit_status: 7]
+        config = [kill_signal: :sigterm, stderr: :null]
+        {_, _, elements} = with_timeout(&run(line, behaviour, [timeout: &1] ++ config))
+        assert elements == [stdout: "ready\n", exit_status: 7]
 
         assert run("echo $A$HOME", behaviour, env: [A: "1", HOME: nil]) ==
                  [stdout: "1\n", exit_status: 0]

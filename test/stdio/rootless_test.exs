@@ -18,7 +18,10 @@ defmodule Stdio.RootlessTest do
   end
 
   test "what it leaves behind is adopted and reaped while it runs", context do
-    line = "(sleep 0.05 & echo $! > /tmp/pid); read pid < /tmp/pid; sleep 0.3; test -d /proc/$pid"
+    line =
+      "(sleep 0.05 & echo $! > /tmp/pid); read pid < /tmp/pid; i=0; " <>
+        "while test -d /proc/$pid && test $i -lt 100; do i=$((i+1)); sleep 0.1; done; test -d /proc/$pid"
+
     assert %{exit: {:exit_status, 1}} = run(line, context)
   end
 

@@ -145,14 +145,15 @@ defmodule Stdio.StreamHelpersTest do
 
   describe "ratelimit/3" do
     test "exactly limit elements in the first window and in each later one" do
-      stream = paced(1..15, [6, 11], 1100)
-      assert stream |> ratelimit(3, 1000) |> Enum.to_list() == [1, 2, 3, 6, 7, 8, 11, 12, 13]
+      stream = paced(1..15, [6, 11], 2100)
+      assert stream |> ratelimit(3, 2000) |> Enum.to_list() == [1, 2, 3, 6, 7, 8, 11, 12, 13]
     end
 
     test "a window starts with its first element, not at a multiple of ms" do
-      # 2 comes at 2100 ms, in a window that lasts until 3600; 3 at 3150 is in it.
-      stream = paced([1, 2, 3, 4], [2], 2100) |> paced([3], 1050)
-      assert stream |> ratelimit(1, 1500) |> Enum.to_list() == [1, 2]
+      # 2 comes at 3500 ms, in a window that lasts until 6000; 3 at 5200 is in it, and would not be
+      # in one until 5000.
+      stream = paced([1, 2, 3, 4], [2], 3500) |> paced([3], 1700)
+      assert stream |> ratelimit(1, 2500) |> Enum.to_list() == [1, 2]
     end
 
     test "the first window starts with the enumeration, not with the call or the first element" do
@@ -223,10 +224,10 @@ defmodule Stdio.StreamHelpersTest do
   describe "stdio_block/2" do
     test "over the limit: sleeps out the window, then passes as number 1" do
       elements = for(n <- 1..5, do: {:stdout, "#{n}"}) ++ [exit_status: 0]
-      blocked = ratelimit(elements, 2, 200, &stdio_block/2)
+      blocked = ratelimit(elements, 2, 1000, &stdio_block/2)
       {us, ^elements} = :timer.tc(fn -> Enum.to_list(blocked) end)
       # 1 2 | 3 4 | 5 and the terminal element, which does not wait.
-      assert us in 400_000..595_000
+      assert us in 2_000_000..2_995_000
     end
 
     test "a terminal element is not counted and does not wait" do
@@ -259,16 +260,16 @@ defmodule Stdio.StreamHelpersTest do
 
     test "limit elements in every window" do
       elements = for n <- 1..9, do: {:stdout, n}
-      stream = paced(elements, [stdout: 4, stdout: 7], 220)
+      stream = paced(elements, [stdout: 4, stdout: 7], 1600)
 
-      assert stream |> ratelimit(2, 200, &stdio_drop/2) |> Enum.map(&elem(&1, 1)) ==
+      assert stream |> ratelimit(2, 1500, &stdio_drop/2) |> Enum.map(&elem(&1, 1)) ==
                [1, 2, 4, 5, 7, 8]
     end
 
     test "of a program" do
-      assert "yes"
-             |> Stdio.stream!(Stdio.Process, max_chunk: 2, timeout: 200, kill_timeout: 0)
-             |> ratelimit(3, 60_000, &stdio_drop/2)
+      assert "yes | head -n 1000; kill -9 $$"
+             |> Stdio.stream!(Stdio.Process, max_chunk: 2)
+             |> ratelimit(3, 600_000, &stdio_drop/2)
              |> Enum.to_list() ==
                [stdout: "y\n", stdout: "y\n", stdout: "y\n", termsig: :sigkill]
     end

@@ -50,22 +50,29 @@ defmodule Stdio.StreamTest do
   end
 
   test "trap 'exit 7' TERM; while :; do sleep 0.1; done, timeout: 300, kill_signal: :sigterm" do
-    line = "trap 'exit 7' TERM; while :; do sleep 0.1; done"
-    elements = list(line, timeout: 300, kill_signal: :sigterm)
+    line = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"
+    {_, _, elements} = with_timeout(&list(line, timeout: &1, kill_signal: :sigterm))
     # The signal goes to the group, so some shells report the end of `sleep` on stderr.
     assert Oracle.terminal!(elements) == {:exit_status, 7}
-    assert output(elements) == ""
+    assert output(elements) == "ready\n"
   end
 
   test "any signal to the supervisor reaches each descendant once; the stream goes on" do
     config = if root?(), do: [uid: 0], else: []
 
     line =
-      "trap 'echo got' USR1; kill -USR1 $PPID; for i in 1 2 3 4 5; do sleep 0.05; done; exit 3"
+      "trap 'echo got; got=1' USR1; kill -USR1 $PPID; while [ -z \"$got\" ]; do sleep 0.05; done; " <>
+        "for i in 1 2 3 4 5; do sleep 0.05; done; exit 3"
 
-    elements = list(line, config)
+    elements = list(line, [timeout: 20_000] ++ config)
     assert Oracle.terminal!(elements) == {:exit_status, 3}
     assert output(elements) == "got\n"
+  end
+
+  # On a busy machine it may not be back when the next program comes: once in ten times it is idle.
+  test "programs one after the other have one supervisor" do
+    ten = fn -> Enum.uniq(for _ <- 1..10, do: list("echo $PPID")) end
+    assert Enum.any?(1..10, fn _ -> match?([[stdout: _, exit_status: 0]], ten.()) end)
   end
 
   test "the arities of stream!" do
@@ -288,7 +295,7 @@ defmodule Stdio.StreamTest do
 
     results =
       1..200
-      |> Task.async_stream(fn _ -> list(["/bin/true"]) end, max_concurrency: 200)
+      |> Task.async_stream(fn _ -> list(["/bin/true"]) end, max_concurrency: 200, timeout: 60_000)
       |> Enum.map(fn {:ok, elements} -> elements end)
 
     assert Enum.uniq(results) == [[exit_status: 0]]

@@ -211,6 +211,29 @@ defmodule Stdio.TaskCallsTest do
       assert written <= 65_536
     end
 
+    @tag :userns
+    test "no call reaches what tells the first of a namespace that its parent lives", %{
+      task: task
+    } do
+      assert {:ok, first} = Task.clone(task, [:clone_newuser, :clone_newpid])
+
+      for one <- [task, first], fd <- 3..63 do
+        assert Task.fcntl(one, fd, :f_getfd) == {:error, :ebadf}
+        assert Task.close(one, fd) == {:error, :ebadf}
+      end
+
+      # The parent lives, and so it is seen.
+      assert Task.set_pdeathsig(first, 9) == :ok
+      # A second one has the same.
+      assert {:ok, second} = Task.clone(task, [:clone_newuser, :clone_newpid])
+      assert Task.set_pdeathsig(second, 9) == :ok
+
+      # Their own children are told by getppid(2), and theirs across another namespace by a pipe of theirs.
+      assert first |> fork!() |> Task.set_pdeathsig(9) == :ok
+      assert {:ok, below} = Task.clone(first, [:clone_newpid])
+      assert Task.set_pdeathsig(below, 9) == :ok
+    end
+
     test "no call reaches the control descriptor", %{task: task} do
       for fd <- 3..1023, do: Task.close(task, fd)
       assert is_integer(Task.getpid(task))

@@ -229,6 +229,18 @@ defmodule Stdio.TaskOwnerTest do
       assert Task.stdio(task, other) == {:error, :badarg}
       assert Task.stdin(task, "b") == :ok
       assert_receive {:stdout, ^task, "b"}, 5000
+
+      # At once, too. It takes a while until everybody has heard of this one's death, and the core is among
+      # the last.
+      other = spawn(fn -> receive(do: (:die -> :ok)) end)
+      monitors = for _ <- 1..50_000, do: Process.monitor(other)
+      assert Task.stdio(task, other) == :ok
+      send(other, :die)
+      assert_receive {:DOWN, _, :process, ^other, :normal}
+      assert Task.stdin(task, "c") == :ok
+      assert_receive {:stdout, ^task, "c"}, 5000
+      for monitor <- monitors, do: Process.demonitor(monitor, [:flush])
+
       assert Task.eof(task) == :ok
       assert events(task) == [exit_status: 0]
       assert Task.stdio(task, self()) == {:error, :esrch}

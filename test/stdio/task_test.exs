@@ -323,6 +323,21 @@ defmodule Stdio.TaskTest do
       assert is_integer(Task.getpid(root))
     end
 
+    # What it had says its end when its pipes have been read, for which a tenth of a second is allowed.
+    test "of a root that has just died: no event afterwards", %{root: root, mark: mark} do
+      child = sleeper!(root, mark)
+      outside = Proc.mark()
+      port = Fault.hold_from_outside(Task.pidof(child), ["never-read", outside])
+      [_] = Fault.await_marked(outside, 1)
+      Proc.kill(Task.pidof(root), 9)
+      assert Proc.wait_until(fn -> Task.pidof(root) == :noproc end)
+      assert Task.stop(root) == :ok
+      drain()
+      refute_receive {_, ^child, _}, 300
+      Proc.sweep(outside)
+      assert Proc.wait_until(fn -> Port.info(port) == nil end)
+    end
+
     test "by ten processes at once", %{root: root, mark: mark} do
       task = sleeper!(root, mark)
       stops = for _ <- 1..10, do: Elixir.Task.async(fn -> Task.stop(task) end)

@@ -18,6 +18,18 @@ defmodule Stdio.Test.Fault do
   @spec size(term, term) :: term
   def size(ci, full), do: if(System.get_env("STDIO_FULL") == "1", do: full, else: ci)
 
+  @doc """
+  How many of `all` points a sweep takes: `ci`, or with STDIO_FULL=1 all of them, or so many as
+  STDIO_POINTS says.
+  """
+  @spec sample_size(non_neg_integer, non_neg_integer) :: non_neg_integer
+  def sample_size(ci, all) do
+    case System.get_env("STDIO_POINTS") do
+      nil -> size(ci, all)
+      most -> size(ci, min(all, String.to_integer(most)))
+    end
+  end
+
   @doc "Prints a figure, in a line of its own, for whoever compares runs."
   @spec report(String.t()) :: :ok
   def report(text), do: IO.puts("\n  measured: #{text}")
@@ -43,7 +55,7 @@ defmodule Stdio.Test.Fault do
 
   @doc """
   Runs a stream and waits for what Stdio keeps after the first one: a launcher and one supervisor
-  without a program. Returns the launcher. A baseline is taken after this.
+  whose child waits for a program. Returns the launcher. A baseline is taken after this.
   """
   @spec warm_up() :: Proc.os_pid()
   def warm_up do
@@ -51,8 +63,62 @@ defmodule Stdio.Test.Fault do
 
     Proc.wait_until(fn ->
       launcher = launcher()
-      if launcher && match?([_], supervisors(launcher)), do: launcher
+      if launcher && settled?(launcher), do: launcher
     end) || raise "there is no launcher with one spare supervisor: #{inspect(Proc.table())}"
+  end
+
+  @doc "Whether a launcher has what it keeps between streams, and no more."
+  @spec settled?(Proc.os_pid()) :: boolean
+  def settled?(launcher) do
+    case supervisors(launcher) do
+      [spare] -> match?([_], waiting(spare))
+      _ -> false
+    end
+  end
+
+  @doc """
+  The children of a spare supervisor that sleep, with all the descriptors they wait with; a user who
+  may not look at these cannot count them either.
+  """
+  @spec waiting(Proc.os_pid()) :: [Proc.os_pid()]
+  def waiting(spare) do
+    for pid <- Stdio.Procfs.children(spare),
+        %{state: "S"} <- [Proc.stat(pid)],
+        fds <- [Proc.fds(pid)],
+        fds == nil or "anon_inode:[signalfd]" in Map.values(fds),
+        do: pid
+  end
+
+  @doc "The one spare supervisor of a launcher, when no other is on its way: trimming takes 30 ms."
+  @spec spare(Proc.os_pid()) :: Proc.os_pid()
+  def spare(launcher) do
+    steady = fn ->
+      with true <- settled?(launcher),
+           [spare] <- supervisors(launcher),
+           Process.sleep(60),
+           true <- settled?(launcher) and supervisors(launcher) == [spare],
+           do: spare,
+           else: (_ -> nil)
+    end
+
+    Proc.wait_until(steady, 10_000) ||
+      raise "there is not one spare supervisor: #{inspect(supervisors(launcher))}"
+  end
+
+  @doc """
+  Starts a fixture outside of any tree, whose stdout is that of process `pid`: `[name, mark | words]`.
+  """
+  @spec hold_from_outside(Proc.os_pid(), [String.t()]) :: port
+  def hold_from_outside(pid, [name, mark | words]) do
+    script = ~S(exec 3>"/proc/$0/fd/1"; echo open; exec "$@" >&3 2>/dev/null)
+    args = ["-c", script, "#{pid}", Proc.fixture(name), mark | words]
+    port = Port.open({:spawn_executable, "/bin/sh"}, [:binary, args: args])
+
+    receive do
+      {^port, {:data, "open\n"}} -> port
+    after
+      5_000 -> raise "cannot open the stdout of #{pid}"
+    end
   end
 
   @doc "The launcher of a BEAM, nil if there is none."

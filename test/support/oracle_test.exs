@@ -40,7 +40,7 @@ defmodule Stdio.Test.OracleTest do
         # Closing a port ends no program.
         assert Proc.time_until(fn -> Proc.gone?(mark) end, 50) == nil
         Proc.sweep(mark)
-        refute Proc.alive?(pid)
+        assert Proc.wait_until(fn -> not Proc.alive?(pid) end)
         :result
       end)
 

@@ -33,15 +33,18 @@ defmodule Stdio.Test.StreamCase do
 
   setup context do
     # What stays between streams has to be there before anything is counted: the launcher, and one
-    # spare supervisor, which is forked when the last one was used.
-    Proc.wait_until(fn -> match?([_], Fault.supervisors(context.launcher)) end) ||
-      Fault.warm_up()
+    # spare supervisor with its child. A test before may have ended them.
+    launcher =
+      if Proc.alive?(context.launcher) and Fault.settled?(context.launcher),
+        do: context.launcher,
+        else: Fault.warm_up()
 
     mark = Proc.mark()
     before = Oracle.snapshot()
     on_exit(fn -> clean!(before, mark) end)
 
-    if context[:dir], do: %{mark: mark, dir: open_dir(mark)}, else: %{mark: mark}
+    around = %{launcher: launcher, mark: mark}
+    if context[:dir], do: Map.put(around, :dir, open_dir(mark)), else: around
   end
 
   # Looking for the mark once is enough, as no process here changes its pid all the time; to be
@@ -110,6 +113,22 @@ defmodule Stdio.Test.StreamCase do
     |> Enum.reduce_while(nil, fn {:stdout, "ready\n"}, nil ->
       [pid] = Proc.find(mark)
       {:halt, fun.(pid)}
+    end)
+  end
+
+  @doc """
+  Runs a program, `fun.(timeout)`, with a timeout (ms) that leaves it the time to get as far as the test
+  needs it, which is when `ready?` holds of its elements: the first of several. A busy machine may hold a
+  program up for longer than a test wants to wait on an idle one.
+
+  Returns `{timeout, elapsed ms, elements}`, of the last one if it never was.
+  """
+  @spec with_timeout((pos_integer -> [tuple]), ([tuple] -> boolean)) ::
+          {pos_integer, non_neg_integer, [tuple]}
+  def with_timeout(fun, ready? \\ &(output(&1) =~ "ready\n")) do
+    Enum.reduce_while([300, 3_000, 10_000], nil, fn timeout, _ ->
+      {elapsed, elements} = timed(fn -> fun.(timeout) end)
+      {if(ready?.(elements), do: :halt, else: :cont), {timeout, elapsed, elements}}
     end)
   end
 

@@ -16,7 +16,7 @@ defmodule Stdio.Test.Strike do
   @type mode :: :process | :pid_namespace | :rootless | :container
   @typedoc "`:exits`: the program ends by itself, before its children; `:halted`: it is halted."
   @type ending :: :exits | :halted
-  @typedoc "`\"launcher\"`, `\"root:1\"`, `\"task:1\"`, ..., or `\"beam\"`."
+  @typedoc "`\"launcher\"`, `\"root:1\"`, `\"task:1\"`, ..., below other roots `\"spare:1\"`, ..., or `\"beam\"`."
   @type role :: String.t()
   @type point :: {role, pos_integer}
   @typedoc "As in a plan of `strike`; `follow: []` counts what programs do too."
@@ -29,7 +29,8 @@ defmodule Stdio.Test.Strike do
   @typedoc """
     * `:fired` - whether that system call was made
     * `:call` - its name
-    * `:outcome` - of the stream: `:halted`, or as `Fault.outcome/1` has it, or `:hangs`
+    * `:outcome` - of the stream: `:halted`, or as `Fault.outcome/1` has it, or `:hangs`; of a BEAM that
+      is killed `:killed`, or `:over` if the stream had ended before
     * `:survivors` - what was left after two seconds
     * `:time` - ms from the strike until nothing was
     * `:log` - of `strike`
@@ -37,7 +38,7 @@ defmodule Stdio.Test.Strike do
   @type result :: %{
           fired: boolean,
           call: String.t() | nil,
-          outcome: Fault.outcome() | :halted | :killed | :hangs | {:odd, term},
+          outcome: Fault.outcome() | :halted | :killed | :over | :hangs | {:odd, term},
           survivors: [String.t()],
           time: float | nil,
           log: String.t()
@@ -128,7 +129,8 @@ defmodule Stdio.Test.Strike do
   ## A run
 
   defp new(dir, point, actions) do
-    plan = Path.join(dir, "plan")
+    # A name of its own, so that no launcher of an earlier run serves this one.
+    plan = Path.join(dir, "plan-#{System.unique_integer([:positive])}")
     log = Path.join(dir, "log")
     File.rm(log)
 
@@ -161,23 +163,34 @@ defmodule Stdio.Test.Strike do
         error in ExUnit.AssertionError -> {:odd, error.message}
       end
 
-    # Two may be there: the one that was struck, and the one after it.
-    {survivors, time} = await_empty(run, 1)
+    # The one that had the program, and the one after it.
+    {survivors, time} = await_empty(run, 2)
     Application.put_env(:stdio, :exec, "")
     {left, _} = end_launchers(run)
     result(run, outcome, survivors ++ left, time)
   end
 
-  # A spare supervisor is to stay, and all of them go with their launcher.
+  # Spare supervisors are to stay for a while, and all of them go with their launcher. It may be a
+  # second one, after a start that was tried again; the next run has to find neither.
   defp end_launchers(run) do
-    for {pid, %{name: name}} <- Proc.table(), name in ["strike", "stdio-supervise"] do
-      if pid in Proc.descendants() and pid not in run.lasting, do: pid
-    end
-    |> Enum.filter(& &1)
-    |> Enum.reverse()
-    |> Enum.each(&if(match?(%{name: "stdio-supervise"}, Proc.stat(&1)), do: Proc.kill(&1)))
+    # What is still `strike` becomes one, or ends with those that it traces.
+    launchers = fn ->
+      mine = Proc.descendants() -- run.lasting
 
-    await_empty(run, 0)
+      for {pid, %{name: name}} <- Proc.table(),
+          name in ["strike", "stdio-supervise"] and pid in mine,
+          do: {name, pid}
+    end
+
+    none_left? = fn ->
+      launchers = launchers.()
+      for {"stdio-supervise", pid} <- Enum.reverse(launchers), do: Proc.kill(pid)
+      launchers == []
+    end
+
+    gone? = Proc.wait_until(none_left?, @gone)
+    {left, time} = await_empty(run, 0)
+    {if(gone?, do: left, else: left ++ Enum.map(launchers.(), &inspect/1)), time}
   end
 
   @peer """
@@ -187,20 +200,33 @@ defmodule Stdio.Test.Strike do
 
   defp at_beam(run, mode, ending) do
     assigns = [prefix: run.prefix, mode: mode, ending: ending, mark: run.mark, dir: run.dir]
-    peer = Peer.start(@peer, assigns: assigns)
+    peer = start_peer(assigns)
 
     outcome =
-      case Peer.line(peer, @hang) do
+      case peer && Peer.line(peer, @hang) do
+        nil -> :killed
         # 128 + 9: as a shell has it.
         {:exit_status, 137} -> :killed
         :timeout -> :hangs
+        # Its stream was over by then: the strike was at a supervisor that waits for the next one.
+        over when over in ["{:exit_status, 3}", ":halted"] -> :over
         other -> {:odd, other}
       end
 
-    {survivors, time} = await_empty(run, if(outcome == :killed, do: 0, else: 1))
-    Peer.kill(peer)
+    {survivors, time} = await_empty(run, if(outcome == :killed, do: 0, else: 2))
+    if peer, do: Peer.kill(peer)
     {left, _} = await_empty(run, 0)
     result(run, outcome, survivors ++ left, time)
+  end
+
+  # Nil if it was killed before its first line was out.
+  defp start_peer(assigns) do
+    Peer.start(@peer, assigns: assigns)
+  rescue
+    error in RuntimeError ->
+      if error.message =~ "{:exit_status, 137}",
+        do: nil,
+        else: reraise(error, __STACKTRACE__)
   end
 
   defp result(run, outcome, survivors, time) do
@@ -221,9 +247,10 @@ defmodule Stdio.Test.Strike do
 
   # Until nothing is left but `spares` supervisors: {survivors, ms since the strike}.
   defp await_empty(run, spares) do
-    Proc.wait_until(fn -> left(run, spares) == [] end, @gone)
+    empty? = Proc.wait_until(fn -> left(run, spares) == [] end, @gone)
     now = System.os_time(:nanosecond)
-    left = left(run, spares)
+    # Looked at again it may be another: the next supervisor is born while the last one ends.
+    left = if empty?, do: [], else: left(run, spares)
     if left != [], do: Proc.sweep(run.mark)
     fired = fired(read(run.log))
     {left, fired && (now - fired) / 1_000_000}
@@ -243,10 +270,28 @@ defmodule Stdio.Test.Strike do
           do: {role, pid}
 
     {roots, others} = Enum.split_with(helpers, &match?({"root:" <> _, _}, &1))
-    roots = if length(roots) <= spares, do: [], else: roots
+
+    {roots, others} =
+      if length(roots) <= spares,
+        do: {[], others -- waiting(words, roots, others)},
+        else: {roots, others}
+
     named = for {role, pid} <- roots ++ others, do: "#{role} #{pid}"
     marked = for pid <- Proc.find(run.mark), do: "program #{pid} #{words_of(pid)}"
     named ++ marked
+  end
+
+  # Children of spare supervisors, which wait for a program: each has one, which has not begun to set
+  # anything up.
+  defp waiting(words, spares, tasks) do
+    begun = for ["call", role, _, _, "setsid"] <- words, do: role
+
+    for {_, spare} <- spares,
+        task =
+          Enum.find(tasks, fn {role, pid} ->
+            role not in begun and match?(%{ppid: ^spare}, Proc.stat(pid))
+          end),
+        do: task
   end
 
   defp words_of(pid), do: pid |> Proc.cmdline() |> String.replace(<<0>>, " ")

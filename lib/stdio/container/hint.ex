@@ -65,8 +65,12 @@ defmodule Stdio.Container.Hint do
   def user_namespaces(_reason, _read), do: nil
 
   defp read(name) do
-    case File.read(Path.join("/proc/sys", name)) do
-      {:ok, value} -> String.trim(value)
+    with text when is_binary(text) <- text(Path.join("/proc/sys", name)), do: String.trim(text)
+  end
+
+  defp text(path) do
+    case File.read(path) do
+      {:ok, text} -> text
       {:error, _} -> nil
     end
   end
@@ -99,7 +103,66 @@ defmodule Stdio.Container.Hint do
   def op(:eperm, {Stdio.Task, :jail, _}),
     do: "Stdio.Jail needs root: call Stdio.setuid() first"
 
+  # The kernel's words: no such id here (EINVAL), or setgroups(2) is denied (EPERM).
+  def op(reason, {Stdio.Task, fun, _})
+      when fun in [:setugid, :setgroups, :setresgid, :setresuid] and reason in [:einval, :eperm],
+      do: ids(&text/1)
+
   def op(_reason, _op), do: nil
+
+  @doc """
+  For root of a user namespace, which has some ids only (user_namespaces(7)); `nil` elsewhere. `read`
+  gives what a file contains.
+
+      iex> read = fn "/proc/self/uid_map" -> "0 1000 1\\n1 100000 65536\\n"; _ -> nil end
+      iex> Stdio.Container.Hint.ids(read)
+      "the BEAM runs in a user namespace which has the user ids 0..65536 only: give `uid:` and " <>
+        "`gid:` among them, as Stdio's own default is above"
+
+      iex> read = fn "/proc/self/uid_map" -> "0 1000 1\\n"; "/proc/self/setgroups" -> "deny\\n" end
+      iex> Stdio.Container.Hint.ids(read)
+      "the BEAM runs in a user namespace that forbids setgroups(2), so it cannot change users: run " <>
+        "it as a user other than root there, or make the namespace with newuidmap (podman, " <>
+        "unshare --map-auto)"
+  """
+  @spec ids((Path.t() -> String.t() | nil)) :: String.t() | nil
+  def ids(read) do
+    map = read.("/proc/self/uid_map") || ""
+    ranges = map |> String.split("\n", trim: true) |> Enum.map(&range/1)
+
+    if ranges != [] and 0..0xFFFF_FFFE not in ranges do
+      case read.("/proc/self/setgroups") do
+        "deny" <> _ ->
+          "the BEAM runs in a user namespace that forbids setgroups(2), so it cannot change users: " <>
+            "run it as a user other than root there, or make the namespace with newuidmap " <>
+            "(podman, unshare --map-auto)"
+
+        _ ->
+          "the BEAM runs in a user namespace which has the user ids #{ranges(ranges)} only: give " <>
+            "`uid:` and `gid:` among them, as Stdio's own default is above"
+      end
+    end
+  end
+
+  defp range(line) do
+    [first, _outside, count] = line |> String.split() |> Enum.map(&String.to_integer/1)
+    first..(first + count - 1)
+  end
+
+  # Neighbours as one.
+  defp ranges(ranges) do
+    ranges
+    |> Enum.sort_by(& &1.first)
+    |> Enum.reduce([], fn
+      next, [%{last: last} = before | done] when next.first == last + 1 ->
+        [before.first..next.last | done]
+
+      next, done ->
+        [next | done]
+    end)
+    |> Enum.reverse()
+    |> Enum.map_join(", ", &inspect/1)
+  end
 
   defp target(:bind_in, [_source, target, _flags]), do: target
   defp target(:mount_in, [_fstype, target | _]), do: target

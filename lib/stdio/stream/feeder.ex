@@ -79,9 +79,12 @@ defmodule Stdio.Stream.Feeder do
   end
 
   defp feed(enum, {write, close, count}, ref, consumer) do
+    # One for all: a write that has to wait is answered before the next one is made.
+    answer = make_ref()
+
     Enum.reduce_while(enum, :ok, fn data, :ok ->
       data = IO.iodata_to_binary(data)
-      written = write(write, data)
+      written = write(write, data, answer)
       if written == {:cont, :ok}, do: count.(data)
       written
     end)
@@ -91,11 +94,9 @@ defmodule Stdio.Stream.Feeder do
     kind, reason -> send(consumer, {ref, :feed, kind, reason, __STACKTRACE__})
   end
 
-  defp write(_write, ""), do: {:cont, :ok}
+  defp write(_write, "", _ref), do: {:cont, :ok}
 
-  defp write(write, data) do
-    ref = make_ref()
-
+  defp write(write, data, ref) do
     case write.(data, ref) do
       :ok -> {:cont, :ok}
       :wait -> written(ref)

@@ -9,7 +9,8 @@ defmodule Stdio.Stream.Runner do
   #      stop/1 takes them all, so none stays in the mailbox.
   #   2. A stream (stdout, stderr) is either armed, and a message will bring its next chunk, or in
   #      hand, and is read by a call. Reading an empty one arms it. So a busy program costs no
-  #      messages, and a slow consumer holds at most one chunk of each stream.
+  #      messages, and a slow consumer holds at most one chunk of each stream. A stream whose last
+  #      chunk came at once is looked at some more times first: a thread need not be woken for it.
   #   3. After :exit both are in hand and are read to their end. A process that has escaped and
   #      holds a pipe is waited for @escaped_grace at most.
   #   4. A start that fails raises here, after everything was undone.
@@ -26,6 +27,11 @@ defmodule Stdio.Stream.Runner do
   @escaped_pause 5
   # While a program keeps its consumer busy, its mailbox is looked at after so many chunks.
   @look 16
+  # A message that came so soon after the stream was armed (µs), how many looks that is worth, and for
+  # how long at most: on a busy BEAM others may run between two of them.
+  @soon 100
+  @looks 32
+  @look_for 1000
   # After the grace period of an escalation. The core gives up on a stuck helper before that.
   @stop_deadline 30_000
   # The longest that a receive can wait: 49 days.
@@ -47,6 +53,12 @@ defmodule Stdio.Stream.Runner do
     in_hand: [],
     # chunks read since the mailbox was looked at
     reads: 0,
+    # more reads of an empty stream before it is armed
+    looks: 0,
+    # until when, monotonic µs
+    look_until: 0,
+    # monotonic µs of the last arming
+    armed_at: nil,
     # the terminal element, once it is known
     exit: nil,
     # what it used, likewise
@@ -182,7 +194,7 @@ defmodule Stdio.Stream.Runner do
   defp supervisor_reason(reason), do: reason
 
   defp supervisor_hint(reason) when reason in [:emfile, :enfile] do
-    "No descriptors are left: each running program takes four. Raise `ulimit -n` before the " <>
+    "No descriptors are left: a running program takes up to four. Raise `ulimit -n` before the " <>
       "BEAM starts (its hard limit counts), or run fewer programs at once."
   end
 
@@ -259,22 +271,41 @@ defmodule Stdio.Stream.Runner do
   defp next(%{ended: true} = run), do: {:halt, run}
 
   defp next(%{in_hand: [stream | others], reads: reads} = run) when reads < @look do
-    case Native.read(run.handle, stream) do
+    again? = run.looks > 0 and run.exit == nil
+
+    case read(run, stream, again?) do
       chunk when is_binary(chunk) ->
         Telemetry.count(run.span, stream, chunk)
-        {[{stream, chunk}], %{run | in_hand: others ++ [stream], reads: reads + 1}}
+        run = %{run | in_hand: others ++ [stream], reads: reads + 1}
+        {[{stream, chunk}], if(run.looks > 0, do: look_again(run), else: run)}
+
+      :empty when again? ->
+        :erlang.yield()
+        looks = if now() < run.look_until, do: run.looks - 1, else: 0
+        next(%{run | in_hand: others ++ [stream], reads: reads + 1, looks: looks})
 
       :empty when run.exit != nil ->
         next(%{run | in_hand: others, held: [stream | run.held]})
 
-      # Armed, or at its end.
-      _ ->
+      :empty ->
+        next(%{run | in_hand: others, armed_at: now()})
+
+      :eof ->
         next(%{run | in_hand: others})
     end
   end
 
   defp next(%{in_hand: []} = run), do: wait(run, timeout(run))
   defp next(run), do: wait(%{run | reads: 0}, 0)
+
+  # One that was found empty is asked first: a read would hold up the program's writes.
+  defp read(%{looks: looks} = run, stream, true) when looks < @looks do
+    if Native.readable(run.handle, stream),
+      do: Native.read(run.handle, stream, true),
+      else: :empty
+  end
+
+  defp read(run, stream, again?), do: Native.read(run.handle, stream, again?)
 
   defp timeout(%{exit: nil}), do: :infinity
   defp timeout(%{held: []}), do: 0
@@ -286,7 +317,8 @@ defmodule Stdio.Stream.Runner do
     receive do
       {^ref, {stream, chunk} = element} when stream in [:stdout, :stderr] ->
         Telemetry.count(run.span, stream, chunk)
-        {[element], %{run | in_hand: run.in_hand ++ [stream]}}
+        run = %{run | in_hand: run.in_hand ++ [stream]}
+        {[element], if(soon?(run), do: look_again(run), else: %{run | looks: 0})}
 
       {^ref, :exit, exit, usage, survivors} ->
         warn(run, survivors)
@@ -310,6 +342,10 @@ defmodule Stdio.Stream.Runner do
       timeout -> waited(run)
     end
   end
+
+  defp soon?(%{armed_at: armed_at}), do: armed_at != nil and now() - armed_at < @soon
+  defp look_again(run), do: %{run | looks: @looks, look_until: now() + @look_for}
+  defp now, do: System.monotonic_time(:microsecond)
 
   defp warn(_run, 0), do: :ok
 

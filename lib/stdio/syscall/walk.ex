@@ -33,7 +33,7 @@ defmodule Stdio.Syscall.Walk do
       kill: kill,
       depth: depth(supervisor, procfs),
       zombies?: root == supervisor,
-      deadline: now() + Keyword.get(options, :within, @within)
+      deadline: now() + 1000 * Keyword.get(options, :within, @within)
     }
 
     if signal == @sigkill, do: kill_all(walk, 1), else: once(walk)
@@ -102,5 +102,6 @@ defmodule Stdio.Syscall.Walk do
     end
   end
 
-  defp now, do: System.monotonic_time(:millisecond)
+  # Milliseconds are rounded down, and a deadline of them is up to one too early.
+  defp now, do: System.monotonic_time(:microsecond)
 end

@@ -5,7 +5,10 @@
 //!    helper that gives it another (`"sudo -n"`). `launch` (dirty I/O) starts it; everything else finds it running or says
 //!    `{:error, :launcher}`, and Elixir launches and tries again.
 //! 2. The BEAM never waits for it by pid: where SIGCHLD is ignored the kernel reaps it (ECHILD).
-//! 3. One root is forked ahead (a spare), off the path from a program's request to its exec.
+//! 3. Roots wait ahead of their programs (spares), off the path from a request to exec; each with the
+//!    process that will be the program, if the last request was for one that can be told so late what it
+//!    is. A root that has reported the end of its tree is a spare again. If none has come back a while
+//!    after the last one was taken, one is forked.
 //! 4. A full socket queues; the I/O thread sends what is queued when there is room.
 
 use std::collections::{HashMap, VecDeque};
@@ -26,14 +29,21 @@ use nix::unistd::{geteuid, Pid};
 use once_cell::sync::Lazy;
 use rustler::{Binary, Encoder, Env, Term};
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
-use stdio_protocol::message::{FromLauncher, RootId, ToLauncher};
+use stdio_protocol::message::{FromLauncher, RootId, ToLauncher, ToRoot};
 use stdio_protocol::VERSION;
 
+use crate::reactor::SessionId;
 use crate::spec::errno_atom;
 use crate::{atoms, fd, reactor, sys};
 
 /// How long the helper has to answer, here and wherever it is asked for something.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// One for the next program, and the one that was there while the last one ran.
+const ENOUGH_SPARES: usize = 2;
+/// When there were too few a moment ago. As many programs at a time get a root that is there already.
+const MOST_SPARES: usize = 16;
+const LACK: Duration = Duration::from_millis(200);
 
 /// Held while a launcher is being started.
 static STARTING: Lazy<Mutex<()>> = Lazy::new(Mutex::default);
@@ -52,9 +62,8 @@ pub struct Launcher {
     alive: AtomicBool,
     ended: AtomicBool,
     outbox: Mutex<VecDeque<(Datagram, Option<OwnedFd>)>>,
-    /// A root that has been forked already, for the next program.
-    spare: Mutex<Option<Root>>,
-    /// The latest root that has answered.
+    spares: Mutex<Spares>,
+    /// The latest session that has been answered.
     latest: AtomicU64,
     /// When any of its processes last said something, in ms since [`EPOCH`].
     heard: AtomicU64,
@@ -64,8 +73,84 @@ pub struct Launcher {
 pub struct Root {
     pub id: RootId,
     pub socket: OwnedFd,
+    /// That of its child, if it has one that waits for a program.
+    pub task: Option<OwnedFd>,
     /// It was forked ahead, so it may have died meanwhile.
     pub spare: bool,
+    /// An I/O thread watches its socket, on behalf of an earlier program.
+    pub watched: bool,
+}
+
+impl Root {
+    /// One that has had a program.
+    pub fn served(id: RootId, socket: OwnedFd) -> Self {
+        Self {
+            id,
+            socket,
+            task: None,
+            spare: false,
+            watched: true,
+        }
+    }
+
+    /// Neither it nor its child has ended: one that is killed hangs up before its child learns it.
+    fn is_silent(&self) -> bool {
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
+    }
+
+    /// `child`: it forks the process that will be the next program.
+    fn into_spare(self, child: bool) -> Result<Self, Errno> {
+        let mut task = None;
+        if child {
+            let (ours, peer) = channel::pair()?;
+            channel::send(&self.socket, &ToRoot::Bear, &[peer.as_fd()]).map_err(|e| e.errno())?;
+            task = Some(fd::keep_out_of_the_way(ours));
+        }
+        Ok(Self {
+            task,
+            spare: true,
+            ..self
+        })
+    }
+}
+
+/// Roots for the next programs, the latest last.
+#[derive(Default)]
+struct Spares {
+    roots: Vec<Root>,
+    /// The fewest there were since [`Launcher::trim_spares`] looked, ...
+    idle: usize,
+    /// ... which was then.
+    looked: Option<Instant>,
+    /// When one was last asked for, ...
+    wanted: Option<Instant>,
+    /// ... and when there was none.
+    missed: Option<Instant>,
+    /// The last request was for a root with a child.
+    with_child: bool,
+}
+
+impl Spares {
+    fn take(&mut self, with_child: bool) -> Option<Root> {
+        self.with_child = with_child;
+        self.wanted = Some(Instant::now());
+        let fits = |root: &Root| root.task.is_some() == with_child;
+        let place = self.roots.iter().rposition(fits);
+        let root = match place {
+            Some(place) => Some(self.roots.remove(place)),
+            None => self.roots.pop(),
+        };
+        if root.is_none() {
+            self.missed = self.wanted;
+        }
+        self.idle = self.idle.min(self.roots.len());
+        root
+    }
+
+    fn add(&mut self, root: Root) {
+        self.roots.extend(root.into_spare(self.with_child));
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -96,42 +181,83 @@ impl Launcher {
         self.changes_users
     }
 
-    /// The spare root if there is one, else a new one.
-    pub fn root(&self) -> Result<Root, Errno> {
-        let spare = lock(&self.spare).take();
-        match spare {
-            Some(root) => Ok(root),
-            None => self.new_root(false),
+    /// A spare root if there is one, else a new one. `with_child`: for a program that its child can
+    /// be; it may have none yet.
+    pub fn root(&self, with_child: bool) -> Result<Root, Errno> {
+        loop {
+            let spare = lock(&self.spares).take(with_child);
+            match spare {
+                Some(root) if root.is_silent() => return Ok(root),
+                Some(_) => {}
+                None => return self.new_root(),
+            }
         }
     }
 
     /// A root that is forked from now on, while its socket already takes messages.
-    pub fn new_root(&self, spare: bool) -> Result<Root, Errno> {
+    fn new_root(&self) -> Result<Root, Errno> {
         let id = reactor::next_id();
         let (socket, peer) = channel::pair()?;
         self.send(&ToLauncher::Fork { id }, Some(peer))?;
         Ok(Root {
             id,
             socket: fd::keep_out_of_the_way(socket),
-            spare,
+            task: None,
+            spare: false,
+            watched: false,
         })
     }
 
     /// Has the next root forked while the last one is at work. Without one, the next program
-    /// starts all the same, a fork later.
+    /// starts all the same, some forks later.
     pub fn prepare_spare(&self) {
-        let mut spare = lock(&self.spare);
-        if spare.is_none() {
-            *spare = self.new_root(true).ok();
+        let mut spares = lock(&self.spares);
+        if spares.roots.is_empty() {
+            if let Ok(root) = self.new_root() {
+                spares.add(root);
+            }
         }
     }
 
-    /// It died before it had anything to do. The next program starts a fork later.
-    fn forget_spare(&self, id: RootId) {
-        let mut spare = lock(&self.spare);
-        if spare.as_ref().is_some_and(|root| root.id == id) {
-            *spare = None;
+    /// A root whose tree is gone, as it has reported, is a spare again; or ends, if there are enough.
+    pub fn take_back(&self, root: Root) {
+        let mut spares = lock(&self.spares);
+        let missed = spares.missed.is_some_and(|at| at.elapsed() < LACK);
+        let enough = if missed { MOST_SPARES } else { ENOUGH_SPARES };
+        if spares.roots.len() < enough && self.is_alive() {
+            spares.add(root);
         }
+    }
+
+    /// Whether a root was asked for less than `pause` ago.
+    pub fn was_wanted_within(&self, pause: Duration) -> bool {
+        let wanted = lock(&self.spares).wanted;
+        wanted.is_some_and(|wanted| wanted.elapsed() < pause)
+    }
+
+    /// Ends those spares that have not been needed for a while, but for one; and all but one if none
+    /// was. True: there are others still.
+    pub fn trim_spares(&self, a_while: Duration) -> bool {
+        let mut spares = lock(&self.spares);
+        // Every I/O thread asks.
+        if spares.looked.is_some_and(|at| at.elapsed() < a_while) {
+            return spares.roots.len() > 1;
+        }
+        spares.looked = Some(Instant::now());
+        let but_one = spares.roots.len().saturating_sub(1);
+        let unneeded = match spares.wanted {
+            Some(wanted) if wanted.elapsed() < a_while => spares.idle.saturating_sub(1),
+            _ => but_one,
+        };
+        let unneeded = unneeded.min(but_one);
+        spares.roots.drain(..unneeded);
+        spares.idle = spares.roots.len();
+        spares.roots.len() > 1
+    }
+
+    /// It died before it had anything to do. The next program starts some forks later.
+    fn forget_spare(&self, id: RootId) {
+        lock(&self.spares).roots.retain(|root| root.id != id);
     }
 
     /// Has the end of a root reported however it ends.
@@ -199,7 +325,7 @@ impl Launcher {
             self.alive.store(false, Ordering::Release);
             outbox.clear();
         }
-        lock(&self.spare).take();
+        lock(&self.spares).roots.clear();
     }
 
     /// The I/O thread has read its socket to the end.
@@ -221,13 +347,13 @@ impl Launcher {
         )
     }
 
-    /// One of its roots has started its program, or said why not.
-    pub fn note_answer(&self, id: RootId) {
+    /// This session's program has started, or it is known why not.
+    pub fn note_answer(&self, id: SessionId) {
         self.latest.fetch_max(id, Ordering::Relaxed);
     }
 
-    /// Whether a root that was asked for later has answered already.
-    pub fn has_overtaken(&self, id: RootId) -> bool {
+    /// Whether one that was asked for later has been answered already.
+    pub fn has_overtaken(&self, id: SessionId) -> bool {
         self.latest.load(Ordering::Relaxed) > id
     }
 
@@ -323,7 +449,7 @@ fn start(
         alive: AtomicBool::new(true),
         ended: AtomicBool::new(false),
         outbox: Mutex::default(),
-        spare: Mutex::default(),
+        spares: Mutex::default(),
         latest: AtomicU64::new(0),
         heard: AtomicU64::new(0),
     };

@@ -29,7 +29,7 @@ use stdio_protocol::message::{
 use stdio_protocol::value::Value;
 
 use crate::launcher::Launcher;
-use crate::notify::{Notifier, Tag, Waiter};
+use crate::notify::{Listener, Notifier, Tag, Waiter};
 use crate::pipe::{Chunk, Outputs, Stdin, Stream};
 use crate::reactor::{self, Command, Role, Shard};
 use crate::session::{After, Alarm};
@@ -139,6 +139,8 @@ pub struct Inner {
     /// Its parent's pipeline and itself; empty for a root.
     pub pipeline: Vec<i32>,
     pub children: Vec<TaskId>,
+    /// Those that it had when it ended. They may still have something to say.
+    pub orphans: Vec<TaskId>,
     executing: Option<Sequence>,
     pub execed: bool,
     exit: Option<Exit>,
@@ -182,7 +184,10 @@ pub enum Kind {
     /// The child answers, on its own socket; with it, one that it guards.
     Birth(TaskId, Option<TaskId>),
     Batch,
-    Exec,
+    Exec {
+        /// Nobody reads what is written to its stdin then.
+        stdin_null: bool,
+    },
     Set,
     Restrict(Box<Restriction>),
 }
@@ -252,6 +257,7 @@ impl Node {
                 pid: None,
                 pipeline: Vec::new(),
                 children: Vec::new(),
+                orphans: Vec::new(),
                 executing: None,
                 execed: false,
                 exit: None,
@@ -405,16 +411,17 @@ impl Inner {
     }
 
     /// Who gets output and the terminal event.
-    fn listener(&self) -> Option<LocalPid> {
+    fn listener(&self) -> Option<Listener> {
         if self.carrier || self.nascent {
             return None;
         }
-        let listener = match &self.receiver {
-            Some((receiver, _)) => *receiver,
-            None if self.ownerless => return None,
-            None => self.owner,
+        let hears = |pid: &LocalPid| !self.muted.contains(pid);
+        let owner = Some(self.owner).filter(|owner| !self.ownerless && hears(owner));
+        let (first, otherwise) = match &self.receiver {
+            Some((receiver, _)) => (Some(*receiver).filter(hears), owner),
+            None => (owner, None),
         };
-        (!self.muted.contains(&listener)).then_some(listener)
+        first.map(|first| Listener { first, otherwise })
     }
 
     pub fn mute(&mut self, pid: LocalPid) {
@@ -663,6 +670,9 @@ impl Served<'_> {
             sequence.and_then(|sequence| inner.pending.remove(&sequence))
         };
         if let Some(pending) = executed {
+            if pending.kind == (Kind::Exec { stdin_null: true }) {
+                node.stdin().close();
+            }
             self.notifier
                 .done(&pending.waiter, 0, &Ok(Value::atom("ok")), None);
             return match node.lock().deadline {
@@ -695,7 +705,11 @@ impl Served<'_> {
                 _ => {}
             }
             // Not to be taken for a step's own error.
-            let steps = if kind == Kind::Exec { u32::MAX } else { 0 };
+            let steps = if matches!(kind, Kind::Exec { .. }) {
+                u32::MAX
+            } else {
+                0
+            };
             self.notifier
                 .done(&waiter, steps, &Err(Refusal::Errno(libc::ESRCH)), None);
         }
@@ -735,7 +749,8 @@ impl Served<'_> {
             let execed = inner.executing.take();
             inner.hang_up();
             let waiter = execed.and_then(|sequence| inner.pending.remove(&sequence));
-            (std::mem::take(&mut inner.children), waiter)
+            inner.orphans = std::mem::take(&mut inner.children);
+            (inner.orphans.clone(), waiter)
         };
         // It had executed, if it said that it would, and no failure came after that.
         if let Some(pending) = execed_now {
@@ -856,7 +871,7 @@ impl Served<'_> {
                 }
                 let chunk = {
                     let size = inner.max_chunk;
-                    inner.outputs.read(stream, size)
+                    inner.outputs.read(stream, size, false)
                 };
                 if inner.credit > 0 && matches!(chunk, Chunk::Data(_)) {
                     inner.credit -= 1;
@@ -886,7 +901,7 @@ impl Served<'_> {
                     let mut inner = node.lock();
                     {
                         let size = inner.max_chunk;
-                        (inner.outputs.read(stream, size), inner.listener())
+                        (inner.outputs.read(stream, size, false), inner.listener())
                     }
                 };
                 match (chunk, listener) {

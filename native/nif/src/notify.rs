@@ -45,6 +45,8 @@ pub struct End {
     pub usage: Usage,
     /// Processes of its tree that could not be killed.
     pub survivors: u32,
+    /// The supervisor can have another program.
+    pub rests: bool,
 }
 
 impl End {
@@ -54,6 +56,7 @@ impl End {
             exit: Exit::Signal(libc::SIGKILL),
             usage: Usage::default(),
             survivors: 0,
+            rests: false,
         }
     }
 }
@@ -77,6 +80,13 @@ pub enum Failure {
     },
 }
 
+/// Who gets what a task says.
+pub struct Listener {
+    pub first: LocalPid,
+    /// If that one has died a moment ago.
+    pub otherwise: Option<LocalPid>,
+}
+
 /// One I/O thread's sender; its environment is reused from message to message.
 pub struct Notifier {
     env: OwnedEnv,
@@ -89,9 +99,9 @@ impl Notifier {
         }
     }
 
-    /// A dead receiver is no error: its owner monitor is on the way.
-    fn send<'a>(&mut self, to: &LocalPid, build: impl FnOnce(Env<'a>) -> Term<'a>) {
-        let _ = self.env.send_and_clear(to, build);
+    /// Whether it has arrived. A dead receiver is no error: its monitor is on the way.
+    fn send<'a>(&mut self, to: &LocalPid, build: impl FnOnce(Env<'a>) -> Term<'a>) -> bool {
+        self.env.send_and_clear(to, build).is_ok()
     }
 
     /// `{ref, {:stdout | :stderr, chunk}}`
@@ -134,24 +144,38 @@ impl Notifier {
     }
 
     /// `{:stdout | :stderr, task, chunk}`
-    pub fn output(&mut self, to: &LocalPid, task: &Task, stream: Stream, chunk: OwnedBinary) {
-        self.send(to, |env| {
-            let chunk = chunk.release(env).to_term(env);
-            (stream, encode_task(env, task), chunk).encode(env)
+    pub fn output(&mut self, to: &Listener, task: &Task, stream: Stream, chunk: OwnedBinary) {
+        let spare = to.otherwise.map(|owner| {
+            let copy = OwnedBinary::from_slice(chunk.as_slice());
+            (owner, copy)
         });
+        let mut send = |to, chunk: OwnedBinary| {
+            self.send(to, |env| {
+                let chunk = chunk.release(env).to_term(env);
+                (stream, encode_task(env, task), chunk).encode(env)
+            })
+        };
+        if let (false, Some((owner, copy))) = (send(&to.first, chunk), spare) {
+            send(&owner, copy);
+        }
     }
 
     /// `{:exit_status, task, status}` or `{:termsig, task, signal}`
-    pub fn terminal(&mut self, to: &LocalPid, task: &Task, exit: Exit) {
-        self.send(to, |env| {
-            let task = encode_task(env, task);
-            match exit {
-                Exit::Status(status) => (atoms::exit_status(), task, status).encode(env),
-                Exit::Signal(signal) => {
-                    (atoms::termsig(), task, encode_signal(env, signal)).encode(env)
+    pub fn terminal(&mut self, to: &Listener, task: &Task, exit: Exit) {
+        let mut send = |to| {
+            self.send(to, |env| {
+                let task = encode_task(env, task);
+                match exit {
+                    Exit::Status(status) => (atoms::exit_status(), task, status).encode(env),
+                    Exit::Signal(signal) => {
+                        (atoms::termsig(), task, encode_signal(env, signal)).encode(env)
+                    }
                 }
-            }
-        });
+            })
+        };
+        if let (false, Some(owner)) = (send(&to.first), to.otherwise) {
+            send(&owner);
+        }
     }
 
     /// `{:signal, task, signal, siginfo}`

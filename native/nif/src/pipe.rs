@@ -6,11 +6,15 @@
 //! 2. At most [`QUEUE_LIMIT`] bytes are queued on behalf of writers that have been told "done".
 //!    A write that would exceed it keeps its own binary (no copy) and its writer waits.
 //! 3. Closing waits for the queue; the reader's death (EPIPE) fails everything queued.
+//!
+//! A pipe that was full and is read again is made larger, see [`Pipe::grow`].
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::{read, write};
 use rustler::env::SavedTerm;
 use rustler::{Binary, OwnedBinary, OwnedEnv};
@@ -24,6 +28,65 @@ const QUEUE_LIMIT: usize = 64 * 1024;
 /// as fast as we are could keep a scheduler busy without end.
 const INLINE_LIMIT: usize = 256 * 1024;
 
+/// What a busy pipe can hold, in place of the 64 KiB of a new one.
+const GROWN: usize = 256 * 1024;
+/// So many pipes at a time. An ordinary user's may have 16,384 pages together before the kernel gives
+/// new ones two each (fs.pipe-user-pages-soft, pipe(7)): a quarter of that.
+const GROWN_AT_ONCE: usize = 64;
+/// A read of more than this finds its pipe half full: the program is ahead of its reader.
+const HALF: usize = 32 * 1024;
+
+static GROWN_NOW: AtomicUsize = AtomicUsize::new(0);
+
+/// Our end of a pipe.
+struct Pipe {
+    fd: OwnedFd,
+    /// It has grown, or was as large, or the kernel has refused.
+    settled: bool,
+    /// Held as long as it lives.
+    permit: Option<Permit>,
+}
+
+/// One of [`GROWN_AT_ONCE`].
+struct Permit;
+
+impl Permit {
+    fn take() -> Option<Self> {
+        let more = |now| (now < GROWN_AT_ONCE).then_some(now + 1);
+        let taken = GROWN_NOW.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.is_ok().then(|| Self)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        GROWN_NOW.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Pipe {
+    fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            settled: false,
+            permit: None,
+        }
+    }
+
+    /// Makes room for more, once: reader and writer of a busy pipe then wait less often for each
+    /// other (docs/decisions/009). While too many others have it, another time.
+    fn grow(&mut self) {
+        if self.settled {
+            return;
+        }
+        let Some(permit) = Permit::take() else {
+            return;
+        };
+        self.settled = true;
+        self.permit = sys::grow_pipe(&self.fd, GROWN).then_some(permit);
+    }
+}
+
 /// What a write has come to.
 pub enum Written {
     /// Written or queued.
@@ -35,7 +98,7 @@ pub enum Written {
 }
 
 pub struct Stdin {
-    fd: Option<OwnedFd>,
+    pipe: Option<Pipe>,
     queue: VecDeque<Pending>,
     queued: usize,
     closing: bool,
@@ -73,7 +136,7 @@ impl Stdin {
     /// `None`: the program reads from `/dev/null`.
     pub fn new(fd: Option<OwnedFd>) -> Self {
         Self {
-            fd,
+            pipe: fd.map(Pipe::new),
             queue: VecDeque::new(),
             queued: 0,
             closing: false,
@@ -88,11 +151,11 @@ impl Stdin {
         if std::mem::replace(&mut self.watched, true) {
             return None;
         }
-        self.fd.as_ref()
+        self.pipe.as_ref().map(|pipe| &pipe.fd)
     }
 
     pub fn is_open(&self) -> bool {
-        self.fd.is_some() && !self.closing
+        self.pipe.is_some() && !self.closing
     }
 
     pub fn stopped_early(&self) -> bool {
@@ -106,7 +169,7 @@ impl Stdin {
 
     /// Called on a scheduler. `waiter` is made only if the writer has to wait.
     pub fn write(&mut self, data: Binary<'_>, waiter: impl FnOnce() -> Waiter) -> Written {
-        if self.closing || self.fd.is_none() {
+        if self.closing || self.pipe.is_none() {
             return Written::Closed;
         }
         let mut offset = 0;
@@ -118,7 +181,7 @@ impl Stdin {
                     self.stopped_early = written >= INLINE_LIMIT;
                 }
                 Err(_) => {
-                    self.fd = None;
+                    self.pipe = None;
                     return Written::Closed;
                 }
             }
@@ -129,11 +192,7 @@ impl Stdin {
         }
         if self.queued + rest <= QUEUE_LIMIT {
             self.queued += rest;
-            self.queue.push_back(Pending {
-                data: Data::Copied(data[offset..].to_vec()),
-                offset: 0,
-                waiter: None,
-            });
+            self.enqueue(&data[offset..]);
             return Written::Done;
         }
         let env = OwnedEnv::new();
@@ -146,13 +205,33 @@ impl Stdin {
         Written::Waiting
     }
 
+    /// Small writes are joined, and later written by one call.
+    fn enqueue(&mut self, rest: &[u8]) {
+        if let Some(Pending {
+            data: Data::Copied(bytes),
+            waiter: None,
+            ..
+        }) = self.queue.back_mut()
+        {
+            // Of the first one a part may have been written, which stays in memory as long as it does.
+            if bytes.len() + rest.len() <= QUEUE_LIMIT {
+                return bytes.extend_from_slice(rest);
+            }
+        }
+        self.queue.push_back(Pending {
+            data: Data::Copied(rest.to_vec()),
+            offset: 0,
+            waiter: None,
+        });
+    }
+
     /// Writes until the pipe is full, `limit` is reached or all is written. A short write means
     /// full: trying once more would only fight with the reader over the pipe's lock.
     fn write_some(&mut self, data: &[u8], limit: usize) -> Result<usize, Errno> {
-        let fd = self.fd.as_ref().ok_or(Errno::EPIPE)?;
+        let pipe = self.pipe.as_ref().ok_or(Errno::EPIPE)?;
         let mut offset = 0;
         while offset < data.len() && offset < limit {
-            match write(fd, &data[offset..]) {
+            match write(&pipe.fd, &data[offset..]) {
                 Ok(written) => {
                     let full = written < data.len() - offset;
                     offset += written;
@@ -168,8 +247,11 @@ impl Stdin {
         Ok(offset)
     }
 
-    /// On the I/O thread, when the pipe may have room.
+    /// On the I/O thread, when the pipe may have room: it was full, and its reader reads.
     pub fn flush(&mut self, notifier: &mut Notifier) {
+        if let (Some(pipe), false) = (&mut self.pipe, self.queue.is_empty()) {
+            pipe.grow();
+        }
         while let Some(mut pending) = self.queue.pop_front() {
             let result = pending.data.with(|bytes| {
                 let rest = &bytes[pending.offset..];
@@ -197,25 +279,25 @@ impl Stdin {
             }
         }
         if self.closing {
-            self.fd = None;
+            self.pipe = None;
         }
     }
 
     /// Closes once the queue is written. False: it was closed already.
     pub fn close(&mut self) -> bool {
-        if self.closing || self.fd.is_none() {
+        if self.closing || self.pipe.is_none() {
             return false;
         }
         self.closing = true;
         if self.queue.is_empty() {
-            self.fd = None;
+            self.pipe = None;
         }
         true
     }
 
     /// Closes now; every writer that waits is told.
     pub fn fail(&mut self, notifier: &mut Notifier) {
-        self.fd = None;
+        self.pipe = None;
         self.queued = 0;
         for pending in self.queue.drain(..) {
             if let Some(waiter) = &pending.waiter {
@@ -254,8 +336,9 @@ impl Outputs {
         }
     }
 
-    /// One read(2) of at most `size` bytes. A stream that has ended is closed.
-    pub fn read(&mut self, stream: Stream, size: usize) -> Chunk {
+    /// One read(2) of at most `size` bytes. A stream that has ended is closed. The buffer is kept for
+    /// the next read only if that is about to come (`again`).
+    pub fn read(&mut self, stream: Stream, size: usize, again: bool) -> Chunk {
         let slot = match stream {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
@@ -267,10 +350,21 @@ impl Outputs {
             output.bound();
         }
         let chunk = output.read(size, &mut self.spare);
-        if matches!(chunk, Chunk::End) {
-            *slot = None;
+        match chunk {
+            Chunk::End => *slot = None,
+            Chunk::Empty if !again => self.spare = None,
+            Chunk::Empty | Chunk::Data(_) => {}
         }
         chunk
+    }
+
+    /// Whether a read would find something, an end or an error included.
+    pub fn readable(&self, stream: Stream) -> bool {
+        let Some(output) = self.output(stream) else {
+            return true;
+        };
+        let mut fds = [PollFd::new(output.fd().as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
     }
 
     pub fn close(&mut self) {
@@ -288,7 +382,7 @@ pub enum Stream {
 }
 
 pub struct Output {
-    fd: OwnedFd,
+    pipe: Pipe,
     /// Set once the program is dead: how much may still be read.
     left: Option<usize>,
 }
@@ -302,39 +396,46 @@ pub enum Chunk {
 
 impl Output {
     fn new(fd: OwnedFd) -> Self {
-        Self { fd, left: None }
+        Self {
+            pipe: Pipe::new(fd),
+            left: None,
+        }
     }
 
     pub fn fd(&self) -> &OwnedFd {
-        &self.fd
+        &self.pipe.fd
     }
 
     /// From now on at most what the pipe can hold at once is read: an escaped writer could keep
     /// it full for ever.
     fn bound(&mut self) {
         if self.left.is_none() {
-            self.left = Some(sys::pipe_capacity(&self.fd));
+            self.left = Some(sys::pipe_capacity(self.fd()));
         }
     }
 
-    /// `spare` is a buffer of `size` bytes that a short chunk leaves behind for the next read. A
-    /// stream that has nothing to read keeps none.
+    /// `spare` is a buffer of `size` bytes that a short chunk, or none, leaves behind.
     fn read(&mut self, size: usize, spare: &mut Option<OwnedBinary>) -> Chunk {
         if self.left == Some(0) {
             return Chunk::End;
         }
         let mut buffer = spare.take().unwrap_or_else(|| OwnedBinary::new(size));
         let length = loop {
-            match read(&self.fd, buffer.as_mut_slice()) {
+            match read(&self.pipe.fd, buffer.as_mut_slice()) {
                 Ok(0) => return Chunk::End,
                 Ok(length) => break length,
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Chunk::Empty,
+                Err(Errno::EAGAIN) => {
+                    *spare = Some(buffer);
+                    return Chunk::Empty;
+                }
                 Err(_) => return Chunk::End,
             }
         };
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(length);
+        } else if length > HALF {
+            self.pipe.grow();
         }
         if length <= size / 2 {
             let chunk = OwnedBinary::from_slice(&buffer.as_slice()[..length]);

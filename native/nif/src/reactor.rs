@@ -10,7 +10,7 @@
 //! 4. A panic while one session is served ends that session with an error event, not the thread.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,6 +39,10 @@ const RETRY: Duration = Duration::from_millis(2);
 const REAP_PAUSE: Duration = Duration::from_millis(100);
 const REAP_TRIES: u32 = 20;
 const ENDED_EARLY: usize = 256;
+/// From the start of a program on a spare root to the look for another one.
+const SPARE_PAUSE: Duration = Duration::from_millis(5);
+/// Between two looks at spares that are not needed.
+const TRIM_PAUSE: Duration = Duration::from_millis(30);
 
 /// What a descriptor is to its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +73,11 @@ impl Role {
     ];
 
     /// The number that the poller keeps: the session's id, and in the lowest three bits the role.
-    fn token(self, id: RootId) -> u64 {
+    fn token(self, id: SessionId) -> u64 {
         (id << 3) | self as u64
     }
 
-    fn of(token: u64) -> (RootId, Self) {
+    fn of(token: u64) -> (SessionId, Self) {
         let role = usize::try_from(token & 7).unwrap_or_default();
         (token >> 3, Self::ALL[role.min(Self::ALL.len() - 1)])
     }
@@ -82,11 +86,11 @@ impl Role {
 pub enum Command {
     Add(Box<Session>),
     /// Nobody reads the output any more: throw it away, so that the program can end.
-    Discard(RootId),
+    Discard(SessionId),
     /// stdin has a queue, or is to be closed.
-    Stdin(RootId),
-    Terminate(RootId, Escalation),
-    OwnerDown(RootId),
+    Stdin(SessionId),
+    Terminate(SessionId, Escalation),
+    OwnerDown(SessionId),
     Launcher(Arc<Launcher>),
     FlushLauncher,
     RootExited(RootId, Exit, Box<Usage>),
@@ -116,15 +120,20 @@ static SHARDS: Lazy<Result<Vec<Arc<Shard>>, Errno>> =
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// A session's id, and with it its thread.
-pub fn next_id() -> RootId {
+/// Names a session. Another program of the same root is another session.
+pub type SessionId = u64;
+
+/// For sessions, roots, tasks: no two things have the same.
+pub fn next_id() -> u64 {
     NEXT_ID.fetch_add(1, Ordering::Relaxed)
 }
 
-/// The thread that serves `id`.
+/// The thread that serves a root, and with it all of its programs and tasks.
 pub fn shard(id: RootId) -> Result<Arc<Shard>, Errno> {
     let shards = SHARDS.as_ref().map_err(|errno| *errno)?;
-    let index = usize::try_from(id).unwrap_or_default() % shards.len();
+    // Every second id may be a session's, so the last bits alone would favour a thread.
+    let spread = id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let index = usize::try_from(spread).unwrap_or_default() % shards.len();
     Ok(shards[index].clone())
 }
 
@@ -160,12 +169,14 @@ impl Shard {
             shard: shard.clone(),
             inbox,
             sessions: HashMap::new(),
+            served: HashMap::new(),
             nodes: HashMap::new(),
             receiver: channel::Receiver::with_body(),
             alarms: BinaryHeap::new(),
             notifier: Notifier::new(),
             launchers: Vec::new(),
             flushing: false,
+            looks: BTreeMap::new(),
             early: VecDeque::new(),
         };
         std::thread::Builder::new()
@@ -184,12 +195,12 @@ impl Shard {
     }
 
     /// What is ready already is reported too. Closing the descriptor ends it.
-    pub fn register(&self, id: RootId, role: Role, fd: impl AsFd) -> Result<(), Errno> {
+    pub fn register(&self, id: SessionId, role: Role, fd: impl AsFd) -> Result<(), Errno> {
         self.poller.add(fd, interest(role), role.token(id))
     }
 
     /// One more event of a one-shot registration, which may be due at once.
-    pub fn arm(&self, id: RootId, role: Role, fd: impl AsFd) -> Result<(), Errno> {
+    pub fn arm(&self, id: SessionId, role: Role, fd: impl AsFd) -> Result<(), Errno> {
         self.poller.arm(fd, interest(role), role.token(id))
     }
 }
@@ -207,18 +218,23 @@ fn interest(role: Role) -> Interest {
 struct Thread {
     shard: Arc<Shard>,
     inbox: Receiver<Command>,
-    sessions: HashMap<RootId, Session>,
+    sessions: HashMap<SessionId, Session>,
+    /// The session that each root serves.
+    served: HashMap<RootId, SessionId>,
     nodes: HashMap<TaskId, ResourceArc<TaskHandle>>,
-    alarms: BinaryHeap<Reverse<(Instant, RootId, Alarm)>>,
+    alarms: BinaryHeap<Reverse<(Instant, SessionId, Alarm)>>,
     notifier: Notifier,
     receiver: channel::Receiver,
     /// The launcher whose socket this thread serves, and earlier ones that are ending.
     launchers: Vec<(Arc<Launcher>, u32)>,
     /// An alarm is set for what launchers' sockets did not take.
     flushing: bool,
+    /// Launchers whose spares an alarm is set for.
+    looks: BTreeMap<Alarm, Vec<Arc<Launcher>>>,
     /// Roots that ended before their session was known here, as one does that was forked ahead and
-    /// killed before it was told anything. The latest [`ENDED_EARLY`].
-    early: VecDeque<RootId>,
+    /// killed before it was told anything; or were not forked, for this reason. The latest
+    /// [`ENDED_EARLY`].
+    early: VecDeque<(RootId, Option<i32>)>,
 }
 
 impl Thread {
@@ -275,17 +291,29 @@ impl Thread {
                     self.set(id, now + RETRY, Alarm::Send);
                 }
                 let registered = session.register(&self.shard);
+                let root = session.root_id;
+                let forked_ahead = session.forked_ahead;
                 let launcher = session.launcher.clone();
+                self.served.insert(root, id);
                 self.sessions.insert(id, *session);
-                if self.early.contains(&id) {
-                    self.serve(id, Session::root_exited);
+                match self.early(root) {
+                    Some(None) => self.serve(id, Session::root_exited),
+                    Some(Some(errno)) => {
+                        self.serve(id, |session, notifier| session.root_failed(errno, notifier))
+                    }
+                    None => {}
                 }
                 if let Err(errno) = registered {
                     self.serve(id, |session, notifier| {
                         session.root_failed(errno as i32, notifier)
                     });
                 }
-                launcher.prepare_spare();
+                if forked_ahead {
+                    self.prepare_later(launcher);
+                } else {
+                    // It came too late for this one, so it may for the next.
+                    launcher.prepare_spare();
+                }
             }
             Command::Discard(id) => self.serve(id, Session::discard),
             Command::Stdin(id) => {
@@ -298,20 +326,22 @@ impl Thread {
             Command::RootExited(id, exit, usage) if self.nodes.contains_key(&id) => {
                 self.serve_node(id, |node| node.ended(exit, *usage));
             }
-            Command::RootExited(id, ..) if !self.sessions.contains_key(&id) => {
-                launcher::forget_spare(id);
-                self.early.push_back(id);
-                if self.early.len() > ENDED_EARLY {
-                    self.early.pop_front();
-                }
-            }
-            Command::RootExited(id, ..) => self.serve(id, Session::root_exited),
+            Command::RootExited(id, ..) => match self.served.get(&id) {
+                Some(session) => self.serve(*session, Session::root_exited),
+                None => self.note_early(id, None),
+            },
             Command::RootFailed(id, _) if self.nodes.contains_key(&id) => {
                 let killed = Exit::Signal(libc::SIGKILL);
                 self.serve_node(id, |node| node.ended(killed, Usage::default()));
             }
             Command::RootFailed(id, errno) => {
-                self.serve(id, |session, notifier| session.root_failed(errno, notifier))
+                if let Some(session) = self.served.get(&id) {
+                    self.serve(*session, |session, notifier| {
+                        session.root_failed(errno, notifier)
+                    });
+                } else {
+                    self.note_early(id, Some(errno));
+                }
             }
             Command::LauncherLost => {
                 let ids: Vec<_> = self.sessions.keys().copied().collect();
@@ -328,7 +358,7 @@ impl Thread {
                 let registered = task.node.register();
                 let launcher = task.node.launcher.clone();
                 self.nodes.insert(id, task);
-                if self.early.contains(&id) {
+                if self.early(id).is_some() {
                     let killed = Exit::Signal(libc::SIGKILL);
                     self.serve_node(id, |node| node.ended(killed, Usage::default()));
                 }
@@ -371,7 +401,7 @@ impl Thread {
     }
 
     /// Runs one step of a session and does what follows from it.
-    fn serve(&mut self, id: RootId, step: impl FnOnce(&mut Session, &mut Notifier) -> After) {
+    fn serve(&mut self, id: SessionId, step: impl FnOnce(&mut Session, &mut Notifier) -> After) {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
@@ -380,14 +410,59 @@ impl Thread {
         match after {
             Ok(After::Wait) => {}
             Ok(After::Alarm(delay, alarm)) => self.set(id, Instant::now() + delay, alarm),
-            Ok(After::Done) => drop(self.sessions.remove(&id)),
+            Ok(After::Done) => {
+                if let Some((launcher, root)) = self.remove(id).and_then(Session::into_root) {
+                    launcher.take_back(root);
+                    self.trim_later(launcher);
+                }
+            }
             Err(_) => {
                 // The panic hook has printed the place. Dropping the session closes its sockets,
                 // which ends the tree.
-                if let Some(mut session) = self.sessions.remove(&id) {
+                if let Some(mut session) = self.remove(id) {
                     session.crashed(&mut self.notifier);
                 }
             }
+        }
+    }
+
+    fn note_early(&mut self, root: RootId, errno: Option<i32>) {
+        launcher::forget_spare(root);
+        self.early.push_back((root, errno));
+        if self.early.len() > ENDED_EARLY {
+            self.early.pop_front();
+        }
+    }
+
+    fn early(&self, root: RootId) -> Option<Option<i32>> {
+        let early = self.early.iter().find(|(id, _)| *id == root);
+        early.map(|(_, errno)| *errno)
+    }
+
+    fn remove(&mut self, id: SessionId) -> Option<Session> {
+        let session = self.sessions.remove(&id)?;
+        self.served.remove(&session.root_id);
+        Some(session)
+    }
+
+    /// Most programs have ended by then, and their roots are there for the next ones.
+    fn prepare_later(&mut self, launcher: Arc<Launcher>) {
+        self.look_later(launcher, SPARE_PAUSE, Alarm::Prepare);
+    }
+
+    fn trim_later(&mut self, launcher: Arc<Launcher>) {
+        self.look_later(launcher, TRIM_PAUSE, Alarm::Trim);
+    }
+
+    /// One alarm of a kind for each launcher.
+    fn look_later(&mut self, launcher: Arc<Launcher>, pause: Duration, alarm: Alarm) {
+        let looks = self.looks.entry(alarm).or_default();
+        if !looks.iter().any(|other| Arc::ptr_eq(other, &launcher)) {
+            if looks.is_empty() {
+                self.alarms
+                    .push(Reverse((Instant::now() + pause, 0, alarm)));
+            }
+            looks.push(launcher);
         }
     }
 
@@ -423,7 +498,7 @@ impl Thread {
         }
     }
 
-    fn set(&mut self, id: RootId, at: Instant, alarm: Alarm) {
+    fn set(&mut self, id: SessionId, at: Instant, alarm: Alarm) {
         self.alarms.push(Reverse((at, id, alarm)));
     }
 
@@ -446,6 +521,22 @@ impl Thread {
                     }
                 }
                 Alarm::Reap => self.reap_launchers(now),
+                Alarm::Prepare => {
+                    for launcher in self.looks.remove(&alarm).into_iter().flatten() {
+                        if launcher.was_wanted_within(SPARE_PAUSE) {
+                            self.prepare_later(launcher);
+                        } else {
+                            launcher.prepare_spare();
+                        }
+                    }
+                }
+                Alarm::Trim => {
+                    for launcher in self.looks.remove(&alarm).into_iter().flatten() {
+                        if launcher.trim_spares(TRIM_PAUSE) {
+                            self.trim_later(launcher);
+                        }
+                    }
+                }
                 Alarm::Send if self.nodes.contains_key(&id) => self.flush_node(id, now),
                 alarm if self.nodes.contains_key(&id) => {
                     self.serve_node(id, |node| node.alarm(alarm));

@@ -19,13 +19,15 @@ use nix::sys::socket::{shutdown, Shutdown};
 use once_cell::sync::Lazy;
 use rustler::{LocalPid, ResourceArc};
 use serde::de::DeserializeOwned;
+use serde::Serialize;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
 use stdio_protocol::message::{Escalation, FromRoot, FromTask, RootId, ToRoot};
 
-use crate::launcher::{Launcher, ANSWER_DEADLINE};
+use crate::fd;
+use crate::launcher::{Launcher, Root, ANSWER_DEADLINE};
 use crate::notify::{End, Failure, Notifier, Tag};
 use crate::pipe::{Chunk, Stream};
-use crate::reactor::{Role, Shard};
+use crate::reactor::{Role, SessionId, Shard};
 use crate::stream::{Handle, Shared};
 
 /// A supervisor gives up on unkillable processes after 5 s; one that takes longer is stuck.
@@ -39,12 +41,12 @@ const DISCARDED_AT_ONCE: usize = 16;
 const DOUBT: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(2);
 
-/// What an I/O thread is woken for at a set time. `Flush` and `Reap` concern launchers.
+/// What an I/O thread is woken for at a set time. `Flush` and what follows concern launchers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alarm {
     /// Nothing has been heard of the start.
     Start,
-    /// The start message did not fit.
+    /// What starts the program did not fit.
     Send,
     /// A pipe is still open after the end of a task.
     Escaped,
@@ -62,6 +64,10 @@ pub enum Alarm {
     Abandon,
     Flush,
     Reap,
+    /// There may be no spare root.
+    Prepare,
+    /// There may be more than are needed.
+    Trim,
 }
 
 /// What a step asks of the thread.
@@ -71,10 +77,38 @@ pub enum After {
     Done,
 }
 
-/// A start message that waits for room, with the descriptors that travel along.
+/// What starts a program: messages in this order, as far as they have not been sent.
 pub struct Unsent {
-    pub datagram: Datagram,
-    pub fds: Vec<OwnedFd>,
+    /// Ahead of the others, for a root that has no child yet.
+    bear: Option<Message>,
+    messages: Vec<Message>,
+    sent: usize,
+}
+
+/// With the descriptors that travel along.
+pub struct Message {
+    to: Addressee,
+    datagram: Datagram,
+    fds: Vec<OwnedFd>,
+}
+
+#[derive(Clone, Copy)]
+pub enum Addressee {
+    Root,
+    /// The root's child that waits.
+    Child,
+}
+
+impl Message {
+    pub fn new(to: Addressee, message: &impl Serialize, fds: Vec<OwnedFd>) -> Result<Self, Errno> {
+        let datagram = Datagram::new(message).map_err(|error| error.errno())?;
+        Ok(Self { to, datagram, fds })
+    }
+
+    fn send(&self, socket: &OwnedFd) -> Result<(), channel::Error> {
+        let fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
+        self.datagram.send(socket.as_fd(), &fds)
+    }
 }
 
 /// How many sessions each process owns.
@@ -112,9 +146,50 @@ impl Drop for Ownership {
 }
 
 impl Unsent {
-    pub fn send(&self, root: &OwnedFd) -> Result<(), channel::Error> {
-        let fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
-        self.datagram.send(root.as_fd(), &fds)
+    pub fn new(messages: Vec<Message>) -> Self {
+        Self {
+            bear: None,
+            messages,
+            sent: 0,
+        }
+    }
+
+    /// Has the root bear the child first; our end of its socket.
+    pub fn bear(&mut self) -> Result<OwnedFd, Errno> {
+        let (task, peer) = channel::pair()?;
+        self.bear = Some(Message::new(Addressee::Root, &ToRoot::Bear, vec![peer])?);
+        Ok(fd::keep_out_of_the_way(task))
+    }
+
+    /// Goes on where it left off.
+    pub fn send(&mut self, root: &OwnedFd, child: &OwnedFd) -> Result<(), channel::Error> {
+        if let Some(bear) = &self.bear {
+            bear.send(root)?;
+            self.bear = None;
+        }
+        while let Some(message) = self.messages.get(self.sent) {
+            let socket = match message.to {
+                Addressee::Root => root,
+                Addressee::Child => child,
+            };
+            message.send(socket)?;
+            self.sent += 1;
+        }
+        Ok(())
+    }
+
+    /// For another root.
+    pub fn start_over(&mut self) {
+        self.bear = None;
+        self.sent = 0;
+    }
+
+    /// It may take a while.
+    pub fn keep_out_of_the_way(&mut self) {
+        for message in self.bear.iter_mut().chain(&mut self.messages) {
+            let fds = message.fds.drain(..);
+            message.fds = fds.map(fd::keep_out_of_the_way).collect();
+        }
     }
 }
 
@@ -131,6 +206,11 @@ pub struct Session {
     /// The program's own deadline, grace included: what the supervisor is to see to, and who has
     /// stopped the supervisor is not.
     pub deadline: Option<Duration>,
+    pub root_id: RootId,
+    /// Its socket is registered already, for an earlier program.
+    pub root_watched: bool,
+    /// It was a spare.
+    pub forked_ahead: bool,
     pub root: Option<OwnedFd>,
     pub task: Option<OwnedFd>,
     pub progress: Progress,
@@ -149,6 +229,8 @@ pub struct Progress {
     overdue: bool,
     /// The reason of a death in set-up was waited for.
     doubted: bool,
+    /// The launcher has been asked to kill the supervisor.
+    condemned: bool,
     /// Nobody listens: the owner is dead.
     orphaned: bool,
     /// The consumer has turned away: what comes is read and dropped.
@@ -156,18 +238,36 @@ pub struct Progress {
 }
 
 impl Session {
-    pub fn id(&self) -> RootId {
+    pub fn id(&self) -> SessionId {
         self.shared.id
+    }
+
+    /// The root, if it has reported that nothing of the tree is left, and is to live on.
+    pub fn into_root(self) -> Option<(Arc<Launcher>, Root)> {
+        let Progress {
+            exit: Some(End { rests: true, .. }),
+            root_gone: false,
+            condemned: false,
+            orphaned: false,
+            ..
+        } = self.progress
+        else {
+            return None;
+        };
+        let root = Root::served(self.root_id, self.root?);
+        Some((self.launcher, root))
     }
 
     /// Has epoll report all that this session reads. Closing a descriptor ends that.
     pub fn register(&self, shard: &Shard) -> Result<(), Errno> {
         let id = self.id();
-        let sockets = [(Role::Root, &self.root), (Role::Task, &self.task)];
-        for (role, socket) in sockets {
-            if let Some(socket) = socket {
-                shard.register(id, role, socket)?;
-            }
+        match &self.root {
+            Some(root) if self.root_watched => shard.arm(id, Role::Root, root)?,
+            Some(root) => shard.register(id, Role::Root, root)?,
+            None => {}
+        }
+        if let Some(task) = &self.task {
+            shard.register(id, Role::Task, task)?;
         }
         let outputs = self.shared.outputs();
         for (role, stream) in OUTPUTS {
@@ -207,6 +307,13 @@ impl Session {
 
     /// Asks the supervisor to end the program.
     pub fn terminate(&mut self, escalation: Escalation, notifier: &mut Notifier) -> After {
+        if self.unsent.take().is_some() {
+            // Nothing has been started, and nothing will be.
+            self.root = None;
+            self.task = None;
+            self.progress.root_gone = true;
+            return self.settle(notifier);
+        }
         let sent = self
             .root
             .as_ref()
@@ -273,7 +380,8 @@ impl Session {
             Alarm::Send => return self.send_start(),
             Alarm::Terminate(escalation) => return self.terminate(escalation, notifier),
             Alarm::Stuck => {
-                self.launcher.kill(self.id());
+                self.progress.condemned = true;
+                self.launcher.kill(self.root_id);
                 return After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon);
             }
             Alarm::Abandon => {
@@ -285,7 +393,9 @@ impl Session {
             | Alarm::Deadline
             | Alarm::Grace
             | Alarm::Flush
-            | Alarm::Reap => {}
+            | Alarm::Reap
+            | Alarm::Prepare
+            | Alarm::Trim => {}
         }
         self.settle(notifier)
     }
@@ -297,15 +407,16 @@ impl Session {
         self.finish(notifier);
     }
 
-    /// Sends the start message; retried while the socket, or the limit of descriptors in flight,
-    /// does not allow it.
+    /// Sends what starts the program; retried while the sockets, or the limit of descriptors in flight,
+    /// do not allow it.
     pub fn send_start(&mut self) -> After {
-        let (Some(unsent), Some(root)) = (&self.unsent, &self.root) else {
+        let (Some(unsent), Some(root), Some(task)) = (&mut self.unsent, &self.root, &self.task)
+        else {
             return After::Wait;
         };
-        match unsent.send(root) {
+        match unsent.send(root, task) {
             Err(error) if is_busy(error.errno()) => return After::Alarm(RETRY, Alarm::Send),
-            // Sent; or the supervisor is dead, which its socket tells.
+            // Sent; or the process is dead, which its socket tells.
             Ok(()) | Err(_) => self.unsent = None,
         }
         After::Wait
@@ -326,7 +437,7 @@ impl Session {
         self.fail(Failure::Supervisor {
             errno: libc::ETIMEDOUT,
         });
-        self.launcher.kill(self.id());
+        self.launcher.kill(self.root_id);
         self.root = None;
         self.settle_or(notifier, After::Alarm(TEARDOWN_DEADLINE, Alarm::Abandon))
     }
@@ -374,18 +485,24 @@ impl Session {
         }
     }
 
+    /// One message is all that it has to say. When nobody is to hear it, the end of the socket counts.
     fn read_root(&mut self) {
         while let Some(FromRoot::Exited {
             exit,
             usage,
             survivors,
+            rests,
         }) = receive::<FromRoot>(&mut self.root, &self.launcher)
         {
             self.progress.exit = Some(End {
                 exit,
                 usage,
                 survivors,
+                rests,
             });
+            if !self.progress.orphaned {
+                return;
+            }
         }
     }
 
@@ -393,7 +510,7 @@ impl Session {
     fn read_output(&mut self, role: Role, stream: Stream, notifier: &mut Notifier) {
         let mut outputs = self.shared.outputs();
         for _ in 0..DISCARDED_AT_ONCE {
-            match outputs.read(stream, self.shared.max_chunk) {
+            match outputs.read(stream, self.shared.max_chunk, false) {
                 Chunk::Data(_) if self.progress.discarding => {}
                 Chunk::Data(chunk) => {
                     return notifier.chunk(&self.owner, &self.tag, stream, chunk);

@@ -8,7 +8,7 @@ use rustler::{
 use serde_bytes::ByteBuf;
 use stdio_protocol::call::Call;
 use stdio_protocol::constant;
-use stdio_protocol::message::{Escalation, Exec, Namespaces, Plan, Start, Step};
+use stdio_protocol::message::{Escalation, Exec, Namespaces, Plan, Script, Start, Step, Watch};
 use stdio_protocol::value::{is_result_atom, BadArgument, Value};
 
 use crate::atoms;
@@ -72,19 +72,23 @@ impl Spec<'_> {
                     pid: self.pid_namespace,
                     user_if_unprivileged: self.net == NetMode::None || self.pid_namespace,
                 },
-                steps,
-                exec: Exec {
-                    file: bytes(&self.file),
-                    argv: self.argv.iter().map(bytes).collect(),
-                    env: self.env.iter().map(bytes).collect(),
-                    search: self.search,
+                script: Script {
+                    steps,
+                    exec: Exec {
+                        file: bytes(&self.file),
+                        argv: self.argv.iter().map(bytes).collect(),
+                        env: self.env.iter().map(bytes).collect(),
+                        search: self.search,
+                    },
                 },
             },
-            timeout_ms: self.timeout,
-            escalation: Escalation {
-                signal: self.kill_signal,
-                grace_ms: self.kill_timeout,
-            },
+            watch: self.timeout.map(|timeout_ms| Watch {
+                timeout_ms,
+                escalation: Escalation {
+                    signal: self.kill_signal,
+                    grace_ms: self.kill_timeout,
+                },
+            }),
         })
     }
 }

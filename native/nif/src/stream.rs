@@ -4,7 +4,7 @@
 //! 1. A stream is either armed, and then the I/O thread sends the next chunk; or in the consumer's
 //!    hand, which reads it by its own NIF call. Both are armed at the start.
 //! 2. A chunk that was sent puts its stream into the consumer's hand. A read that finds nothing
-//!    arms it.
+//!    arms it, unless the consumer says that it will look again.
 //! 3. After `:exit` both are in the consumer's hand for good.
 //!
 //! So a busy stream costs no thread switch and no message, an idle one no polling, and at most
@@ -20,20 +20,20 @@ use rustler::{
     Atom, Binary, Encoder, Env, LocalPid, Monitor, OwnedBinary, Reference, Resource, ResourceArc,
     Term,
 };
-use stdio_protocol::channel::{self, is_busy, Datagram};
-use stdio_protocol::message::{Escalation, RootId, ToRoot};
+use stdio_protocol::channel::{self, is_busy};
+use stdio_protocol::message::{Escalation, Namespaces, Start, ToRoot, ToTask};
 
 use crate::launcher::{self, Launcher, Root};
 use crate::notify::{Tag, Waiter};
 use crate::pipe::{Chunk, Outputs, Stdin, Stream, Written};
-use crate::reactor::{self, Command, Role, Shard};
-use crate::session::{Ownership, Progress, Session, Unsent};
+use crate::reactor::{self, Command, Role, SessionId, Shard};
+use crate::session::{Addressee, Message, Ownership, Progress, Session, Unsent};
 use crate::spec::{bad_step, errno_atom, Spec, StderrMode, StdinMode};
 use crate::{atoms, fd, session};
 
 /// What a program's handle and its session have in common.
 pub struct Shared {
-    pub id: RootId,
+    pub id: SessionId,
     shard: Arc<Shard>,
     stdin: Mutex<Stdin>,
     outputs: Mutex<Outputs>,
@@ -87,17 +87,15 @@ impl Resource for Handle {
 
 /// Both ends of everything that a program is connected by.
 struct Connections {
-    task: OwnedFd,
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
     stderr: Option<OwnedFd>,
-    /// In the order of the start message: task socket, stdin, stdout, stderr.
+    /// stdin, stdout, stderr.
     program: Vec<OwnedFd>,
 }
 
 impl Connections {
     fn new(spec: &Spec<'_>, launcher: &Launcher) -> Result<Self, Errno> {
-        let (task, task_peer) = channel::pair()?;
         let (stdin_end, stdin) = match spec.stdin {
             StdinMode::Pipe => {
                 let (read, write) = fd::pipe()?;
@@ -125,11 +123,10 @@ impl Connections {
             }
         }
         Ok(Self {
-            task: fd::keep_out_of_the_way(task),
             stdin,
             stdout: ours(stdout)?,
             stderr,
-            program: vec![task_peer, stdin_end, stdout_end, stderr_end],
+            program: vec![stdin_end, stdout_end, stderr_end],
         })
     }
 }
@@ -164,25 +161,27 @@ fn spawn_program<'a>(env: Env<'a>, spec: &Spec<'a>, reference: Reference<'a>) ->
     let Some(launcher) = launcher::current(&spec.privilege) else {
         return (atoms::error(), atoms::launcher()).encode(env);
     };
-    let started = Datagram::new(&ToRoot::Start(Box::new(start)))
-        .map_err(|error| error.errno())
-        .and_then(|datagram| {
-            let connections = Connections::new(spec, &launcher)?;
-            let owner = Owner {
-                env,
-                tag: Tag::new(reference),
-                max_chunk: spec.max_chunk,
-                deadline: spec.timeout.map(|timeout| {
-                    Duration::from_millis(timeout.saturating_add(spec.kill_timeout))
-                }),
-            };
-            connect(owner, launcher, datagram, connections)
-        });
+    let started = Connections::new(spec, &launcher).and_then(|mut connections| {
+        let owner = Owner {
+            env,
+            tag: Tag::new(reference),
+            max_chunk: spec.max_chunk,
+            deadline: spec
+                .timeout
+                .map(|timeout| Duration::from_millis(timeout.saturating_add(spec.kill_timeout))),
+        };
+        let request = Request::new(start, std::mem::take(&mut connections.program))?;
+        connect(owner, launcher, request, connections)
+    });
     match started {
         Ok(handle) => (atoms::ok(), handle).encode(env),
-        Err(Errno::EPIPE | Errno::ECONNRESET) => (atoms::error(), atoms::launcher()).encode(env),
+        Err(errno) if is_gone(errno) => (atoms::error(), atoms::launcher()).encode(env),
         Err(errno) => (atoms::error(), errno_atom(env, errno as i32)).encode(env),
     }
+}
+
+fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::EPIPE | Errno::ECONNRESET)
 }
 
 struct Owner<'a> {
@@ -192,27 +191,100 @@ struct Owner<'a> {
     deadline: Option<Duration>,
 }
 
-/// The start message goes out first, the I/O thread is told meanwhile: it takes the supervisor
-/// longer to fork than the thread to look.
+/// What starts a program.
+struct Request {
+    unsent: Unsent,
+    /// Our end of the socket of a child that is born for it alone.
+    task: Option<OwnedFd>,
+}
+
+impl Request {
+    fn new(start: Start, mut standard: Vec<OwnedFd>) -> Result<Self, Errno> {
+        // Only its birth gives a process namespaces.
+        if start.plan.namespaces != Namespaces::default() {
+            let (task, task_peer) = channel::pair()?;
+            standard.insert(0, task_peer);
+            let start = ToRoot::Start(Box::new(start));
+            let start = Message::new(Addressee::Root, &start, standard)?;
+            return Ok(Self {
+                unsent: Unsent::new(vec![start]),
+                task: Some(fd::keep_out_of_the_way(task)),
+            });
+        }
+        let mut messages = Vec::with_capacity(2);
+        if let Some(watch) = start.watch {
+            let watch = ToRoot::Watch(watch);
+            messages.push(Message::new(Addressee::Root, &watch, Vec::new())?);
+        }
+        let script = ToTask::Start(Box::new(start.plan.script));
+        messages.push(Message::new(Addressee::Child, &script, standard)?);
+        Ok(Self {
+            unsent: Unsent::new(messages),
+            task: None,
+        })
+    }
+
+    /// Sends it to a root, or its child; what does not fit now is left to the I/O thread.
+    fn send(mut self, launcher: &Launcher) -> Result<Sent, Errno> {
+        loop {
+            let mut root = launcher.root(self.task.is_none())?;
+            let waiting = match (&self.task, root.task.take()) {
+                (Some(_), _) => None,
+                (None, Some(waiting)) => Some(waiting),
+                (None, None) => Some(self.unsent.bear()?),
+            };
+            let task = self.task.as_ref().or(waiting.as_ref());
+            let task = task.ok_or(Errno::EPROTO)?;
+            let unsent = match self.unsent.send(&root.socket, task) {
+                Ok(()) => None,
+                Err(error) if is_busy(error.errno()) => {
+                    self.unsent.keep_out_of_the_way();
+                    Some(self.unsent)
+                }
+                // It died while it waited.
+                Err(_) if root.spare => {
+                    self.unsent.start_over();
+                    continue;
+                }
+                // It has ended, and why is to be heard on the sockets.
+                Err(error) if is_gone(error.errno()) => None,
+                Err(error) => return Err(error.errno()),
+            };
+            return Ok(Sent {
+                root,
+                task: self.task.or(waiting).ok_or(Errno::EPROTO)?,
+                unsent,
+            });
+        }
+    }
+}
+
+/// A start that is under way.
+struct Sent {
+    root: Root,
+    task: OwnedFd,
+    unsent: Option<Unsent>,
+}
+
+/// The start message goes out first, the I/O thread is told meanwhile: it takes the program longer
+/// to be executed than the thread to look.
 fn connect(
     owner: Owner<'_>,
     launcher: Arc<Launcher>,
-    datagram: Datagram,
+    request: Request,
     connections: Connections,
 ) -> Result<ResourceArc<Handle>, Errno> {
-    let unsent = Unsent {
-        datagram,
-        fds: connections.program,
-    };
-    let (root, unsent) = send_start(&launcher, unsent).inspect_err(|errno| {
-        // Its socket has ended, which the I/O thread will see too, perhaps only after the next try.
-        if matches!(errno, Errno::EPIPE | Errno::ECONNRESET) {
+    let sent = request.send(&launcher).inspect_err(|errno| {
+        // The launcher's socket has ended, which the I/O thread will see too, perhaps only after the
+        // next try.
+        if is_gone(*errno) {
             launcher.lost();
         }
     })?;
-    let shard = reactor::shard(root.id)?;
+    // Where an earlier program of this root was.
+    let shard = reactor::shard(sent.root.id)?;
     let shared = Arc::new(Shared {
-        id: root.id,
+        id: reactor::next_id(),
         shard: shard.clone(),
         stdin: Mutex::new(Stdin::new(connections.stdin)),
         outputs: Mutex::new(Outputs::new(connections.stdout, connections.stderr)),
@@ -232,36 +304,17 @@ fn connect(
         owner: pid,
         _ownership: Ownership::new(pid),
         tag: owner.tag,
-        unsent,
+        unsent: sent.unsent,
         asked: Instant::now(),
         deadline: owner.deadline,
-        root: Some(root.socket),
-        task: Some(connections.task),
+        root_id: sent.root.id,
+        root_watched: sent.root.watched,
+        forked_ahead: sent.root.spare,
+        root: Some(sent.root.socket),
+        task: Some(sent.task),
         progress: Progress::default(),
     })));
     Ok(handle)
-}
-
-/// Sends the start to a root; what does not fit now is left to the I/O thread.
-fn send_start(launcher: &Launcher, unsent: Unsent) -> Result<(Root, Option<Unsent>), Errno> {
-    loop {
-        let root = launcher.root()?;
-        match unsent.send(&root.socket) {
-            Ok(()) => return Ok((root, None)),
-            Err(error) if is_busy(error.errno()) => {
-                // It may take a while.
-                let fds = unsent.fds.into_iter().map(fd::keep_out_of_the_way);
-                let unsent = Unsent {
-                    fds: fds.collect(),
-                    ..unsent
-                };
-                return Ok((root, Some(unsent)));
-            }
-            // It died while it waited; the next one is new.
-            Err(_) if root.spare => {}
-            Err(error) => return Err(error.errno()),
-        }
-    }
 }
 
 /// `:ok` when all is written or queued; `:wait`: `{ref, :written}` or `{ref, {:error, :epipe}}`
@@ -300,15 +353,15 @@ fn close_stdin<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
 }
 
 /// The next chunk of a stream that is in the caller's hand; `:empty` (it is armed now, if the
-/// program lives); `:eof`.
+/// program lives and the caller will not look `again`); `:eof`.
 #[rustler::nif]
-fn read<'a>(env: Env<'a>, handle: ResourceArc<Handle>, stream: Stream) -> Term<'a> {
+fn read<'a>(env: Env<'a>, handle: ResourceArc<Handle>, stream: Stream, again: bool) -> Term<'a> {
     let shared = &handle.shared;
     let mut outputs = shared.outputs();
-    match outputs.read(stream, shared.max_chunk) {
+    match outputs.read(stream, shared.max_chunk, again) {
         Chunk::Data(chunk) => chunk.release(env).to_term(env),
         Chunk::Empty => {
-            if !outputs.ended {
+            if !again && !outputs.ended {
                 let role = match stream {
                     Stream::Stdout => Role::Stdout,
                     Stream::Stderr => Role::Stderr,
@@ -319,6 +372,13 @@ fn read<'a>(env: Env<'a>, handle: ResourceArc<Handle>, stream: Stream) -> Term<'
         }
         Chunk::End => atoms::eof().encode(env),
     }
+}
+
+/// Whether a read of a stream in the caller's hand would find something, its end included. Unlike read(2)
+/// it does not take the pipe's lock from a program that writes.
+#[rustler::nif]
+fn readable(handle: ResourceArc<Handle>, stream: Stream) -> bool {
+    handle.shared.outputs().readable(stream)
 }
 
 /// The BEAM's working directory. `File.cwd/0` asks the file server, which asks a dirty scheduler:

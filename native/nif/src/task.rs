@@ -118,7 +118,7 @@ fn task_root<'a>(
     let Some(launcher) = launcher::current(&privilege) else {
         return (atoms::error(), atoms::launcher()).encode(env);
     };
-    let made = launcher.root().and_then(|root| {
+    let made = launcher.root(false).and_then(|root| {
         launcher.report(root.id)?;
         let (mut ends, [_, stdin, stdout, stderr]) = ends(launcher.changes_users())?;
         ends.control = root.socket;
@@ -385,6 +385,7 @@ fn exec<'a>(
     let bytes = |binary: &Binary<'_>| ByteBuf::from(binary.as_slice());
     let list = |list: &[Binary<'_>]| list.iter().map(bytes).collect::<Vec<_>>();
     let mut fds = Vec::new();
+    let stdin_null = matches!(&program, ProgramSpec::Stream(.., StdinMode::Null, _));
     let program = match &program {
         ProgramSpec::Path(file, argv, environ) => Program::Path {
             exec: Exec {
@@ -432,7 +433,7 @@ fn exec<'a>(
     }
     let pending = Pending {
         waiter: waiter(env, reference),
-        kind: Kind::Exec,
+        kind: Kind::Exec { stdin_null },
     };
     let build = |sequence| ToNode::Exec {
         sequence,
@@ -612,7 +613,7 @@ fn mute(task: &Task, pid: LocalPid) {
     let children = {
         let mut inner = task.node.lock();
         inner.mute(pid);
-        inner.children.clone()
+        [inner.children.as_slice(), &inner.orphans].concat()
     };
     for child in children.into_iter().filter_map(node::find) {
         mute(&child, pid);

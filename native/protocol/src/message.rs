@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | the launcher's (its fd 0) | [`ToLauncher`] | [`FromLauncher`] |
 //! | a root's that runs one program | [`ToRoot`]: [`ToRoot::Start`] | [`FromRoot`] |
-//! | that program's, until it execs | – | [`FromTask`] |
+//! | that program's, until it execs | [`ToTask`], if it waits | [`FromTask`] |
 //! | a root's or task's that serves calls | [`ToRoot`]: the rest | [`FromNode`] |
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use serde_bytes::ByteBuf;
 use crate::call::Call;
 use crate::value::{Limit, Value};
 
-/// Names one root process, and the stream it serves, for the life of the launcher.
+/// Names one root process for the life of the launcher.
 pub type RootId = u64;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,12 +51,19 @@ pub enum FromLauncher {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToRoot {
-    /// Start the program. Descriptors: the task's control socket, its stdin, stdout, stderr.
+    /// Start the program in a new child. Descriptors: the task's control socket, its stdin, stdout,
+    /// stderr. A child that waits ends.
     Start(Box<Start>),
     /// End the program: the signal to its process group, SIGKILL to the tree after the grace.
     Terminate(Escalation),
-    /// Anything else makes the process serve requests, until it execs or ends.
+    /// Anything else makes the process serve requests, until it execs or ends. A child that waits
+    /// ends.
     Node(Box<ToNode>),
+    /// Have a child that waits for the program that it will be. Descriptors: the child's control
+    /// socket.
+    Bear,
+    /// How long the program may run that the waiting child will be.
+    Watch(Watch),
 }
 
 /// Names a task for as long as its tree lives; chosen by the NIF.
@@ -273,8 +280,13 @@ pub struct Escalation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     pub plan: Plan,
-    /// Time from exec to `escalation`.
-    pub timeout_ms: Option<u64>,
+    pub watch: Option<Watch>,
+}
+
+/// Time from exec to `escalation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    pub timeout_ms: u64,
     pub escalation: Escalation,
 }
 
@@ -282,6 +294,12 @@ pub struct Start {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     pub namespaces: Namespaces,
+    pub script: Script,
+}
+
+/// What a process does to become the program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Script {
     pub steps: Vec<Step>,
     pub exec: Exec,
 }
@@ -323,7 +341,15 @@ pub enum FromRoot {
         exit: Exit,
         usage: Usage,
         survivors: u32,
+        /// It waits for the next program; otherwise it ends.
+        rests: bool,
     },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToTask {
+    /// Become the program. Descriptors: stdin, stdout, stderr.
+    Start(Box<Script>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ use stdio_protocol::channel::{
 };
 use stdio_protocol::codec::encode;
 use stdio_protocol::message::{
-    Escalation, Exec, FromTask, Namespaces, Plan, Start, ToLauncher, ToRoot,
+    Exec, FromTask, Namespaces, Plan, Script, Start, ToLauncher, ToRoot,
 };
 
 const INLINE: u8 = 0;
@@ -120,19 +120,17 @@ fn start(argument: Vec<u8>) -> ToRoot {
     ToRoot::Start(Box::new(Start {
         plan: Plan {
             namespaces: Namespaces::default(),
-            steps: vec![],
-            exec: Exec {
-                file: ByteBuf::from(b"true".to_vec()),
-                argv: vec![ByteBuf::from(argument)],
-                env: vec![],
-                search: true,
+            script: Script {
+                steps: vec![],
+                exec: Exec {
+                    file: ByteBuf::from(b"true".to_vec()),
+                    argv: vec![ByteBuf::from(argument)],
+                    env: vec![],
+                    search: true,
+                },
             },
         },
-        timeout_ms: None,
-        escalation: Escalation {
-            signal: 15,
-            grace_ms: 5000,
-        },
+        watch: None,
     }))
 }
 

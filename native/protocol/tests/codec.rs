@@ -20,8 +20,8 @@ use stdio_protocol::codec::{decode, encode};
 use stdio_protocol::constant::{lookup, Family};
 use stdio_protocol::message::{
     Birth, Escalation, Exec, Exit, Filter, FromLauncher, FromNode, FromRoot, FromTask, Handler,
-    Namespaces, Plan, Program, Redirect, Refusal, Setting, Stage, Start, Step, Supervise,
-    ToLauncher, ToNode, ToRoot, Usage, User,
+    Namespaces, Plan, Program, Redirect, Refusal, Script, Setting, Stage, Start, Step, Supervise,
+    ToLauncher, ToNode, ToRoot, ToTask, Usage, User, Watch,
 };
 use stdio_protocol::value::{BadArgument, Limit, Prio, Signal, Value};
 
@@ -91,6 +91,7 @@ fn decode_as_everything(bytes: &[u8]) {
     check_total::<FromLauncher>(bytes);
     check_total::<ToRoot>(bytes);
     check_total::<FromRoot>(bytes);
+    check_total::<ToTask>(bytes);
     check_total::<FromTask>(bytes);
     check_total::<FromNode>(bytes);
     check_total::<Value>(bytes);
@@ -233,18 +234,26 @@ fn escalation() -> impl Strategy<Value = Escalation> {
 
 fn start() -> impl Strategy<Value = Start> {
     let plan =
-        (namespaces(), vec(step(), 0..8), exec()).prop_map(|(namespaces, steps, exec)| Plan {
-            namespaces,
-            steps,
-            exec,
-        });
-    (plan, option::of(any::<u64>()), escalation()).prop_map(|(plan, timeout_ms, escalation)| {
-        Start {
-            plan,
-            timeout_ms,
-            escalation,
-        }
+        (namespaces(), script()).prop_map(|(namespaces, script)| Plan { namespaces, script });
+    (plan, option::of(watch())).prop_map(|(plan, watch)| Start { plan, watch })
+}
+
+/// Boxed, as are others: what makes all messages at once would take more stack than a test has.
+fn script() -> BoxedStrategy<Script> {
+    (vec(step(), 0..8), exec())
+        .prop_map(|(steps, exec)| Script { steps, exec })
+        .boxed()
+}
+
+fn watch() -> impl Strategy<Value = Watch> {
+    (any::<u64>(), escalation()).prop_map(|(timeout_ms, escalation)| Watch {
+        timeout_ms,
+        escalation,
     })
+}
+
+fn to_task() -> impl Strategy<Value = ToTask> {
+    script().prop_map(|script| ToTask::Start(Box::new(script)))
 }
 
 fn to_launcher() -> impl Strategy<Value = ToLauncher> {
@@ -272,6 +281,8 @@ fn to_root() -> impl Strategy<Value = ToRoot> {
     prop_oneof![
         3 => start().prop_map(|start| ToRoot::Start(Box::new(start))),
         1 => escalation().prop_map(ToRoot::Terminate),
+        1 => Just(ToRoot::Bear),
+        1 => watch().prop_map(ToRoot::Watch),
         3 => to_node().prop_map(|message| ToRoot::Node(Box::new(message))),
     ]
 }
@@ -469,10 +480,13 @@ fn usage() -> impl Strategy<Value = Usage> {
 }
 
 fn from_root() -> impl Strategy<Value = FromRoot> {
-    (exit(), usage(), any::<u32>()).prop_map(|(exit, usage, survivors)| FromRoot::Exited {
-        exit,
-        usage,
-        survivors,
+    (exit(), usage(), any::<u32>(), any::<bool>()).prop_map(|(exit, usage, survivors, rests)| {
+        FromRoot::Exited {
+            exit,
+            usage,
+            survivors,
+            rests,
+        }
     })
 }
 
@@ -495,13 +509,22 @@ fn from_task() -> impl Strategy<Value = FromTask> {
 /// A valid encoding of any message.
 fn encoded() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
-        to_launcher().prop_map(|message| encode(&message).unwrap()),
-        from_launcher().prop_map(|message| encode(&message).unwrap()),
-        to_root().prop_map(|message| encode(&message).unwrap()),
-        from_root().prop_map(|message| encode(&message).unwrap()),
-        from_task().prop_map(|message| encode(&message).unwrap()),
-        from_node().prop_map(|message| encode(&message).unwrap()),
+        encoding(to_launcher()),
+        encoding(from_launcher()),
+        encoding(to_root()),
+        encoding(from_root()),
+        encoding(to_task()),
+        encoding(from_task()),
+        encoding(from_node()),
     ]
+}
+
+fn encoding<T: Serialize + Debug>(
+    messages: impl Strategy<Value = T> + 'static,
+) -> BoxedStrategy<Vec<u8>> {
+    messages
+        .prop_map(|message| encode(&message).unwrap())
+        .boxed()
 }
 
 /// A new variant does not compile here until the generators above make it too.
@@ -509,7 +532,8 @@ fn encoded() -> impl Strategy<Value = Vec<u8>> {
 fn every_variant_is_generated(
     (to_launcher, from_launcher): (ToLauncher, FromLauncher),
     (to_root, from_root): (ToRoot, FromRoot),
-    (from_task, from_node, stage, exit): (FromTask, FromNode, Stage, Exit),
+    (to_task, from_task, from_node): (ToTask, FromTask, FromNode),
+    (stage, exit): (Stage, Exit),
 ) {
     match to_launcher {
         ToLauncher::Hello { .. }
@@ -523,7 +547,7 @@ fn every_variant_is_generated(
         | FromLauncher::Exited { .. } => {}
     }
     match to_root {
-        ToRoot::Start(_) | ToRoot::Terminate(_) => {}
+        ToRoot::Start(_) | ToRoot::Terminate(_) | ToRoot::Bear | ToRoot::Watch(_) => {}
         ToRoot::Node(message) => match *message {
             ToNode::Root { .. }
             | ToNode::Fork { .. }
@@ -548,6 +572,9 @@ fn every_variant_is_generated(
     }
     match from_root {
         FromRoot::Exited { .. } => {}
+    }
+    match to_task {
+        ToTask::Start(_) => {}
     }
     match from_task {
         FromTask::Execing { .. } | FromTask::Failed { .. } => {}
@@ -608,6 +635,11 @@ proptest! {
 
     #[test]
     fn from_root_round_trips(message in from_root(), cut: usize, tail in tail()) {
+        round_trip(&message, cut, &tail)?;
+    }
+
+    #[test]
+    fn to_task_round_trips(message in to_task(), cut: usize, tail in tail()) {
         round_trip(&message, cut, &tail)?;
     }
 
@@ -843,19 +875,17 @@ fn minimal() -> Start {
     Start {
         plan: Plan {
             namespaces: Namespaces::default(),
-            steps: vec![],
-            exec: Exec {
-                file: ByteBuf::new(),
-                argv: vec![],
-                env: vec![],
-                search: false,
+            script: Script {
+                steps: vec![],
+                exec: Exec {
+                    file: ByteBuf::new(),
+                    argv: vec![],
+                    env: vec![],
+                    search: false,
+                },
             },
         },
-        timeout_ms: None,
-        escalation: Escalation {
-            signal: 0,
-            grace_ms: 0,
-        },
+        watch: None,
     }
 }
 
@@ -870,10 +900,10 @@ fn the_densest_messages_stay_within_the_bound() {
         errexit: true,
     };
     let mut messages = vec![minimal(); 4];
-    messages[0].plan.exec.argv.clone_from(&empty);
-    messages[1].plan.exec.env = empty;
-    messages[2].plan.steps = vec![shortest.clone(); LENGTH / 3];
-    messages[3].plan.steps = vec![Step {
+    messages[0].plan.script.exec.argv.clone_from(&empty);
+    messages[1].plan.script.exec.env = empty;
+    messages[2].plan.script.steps = vec![shortest.clone(); LENGTH / 3];
+    messages[3].plan.script.steps = vec![Step {
         ignore: vec![0; LENGTH],
         ..shortest
     }];
@@ -910,7 +940,7 @@ fn nothing_and_unknown_tags_are_malformed() {
     }
     // A call that is not in the table, where the first step's call stands.
     let mut start = minimal();
-    start.plan.steps.push(Step {
+    start.plan.script.steps.push(Step {
         call: Call::Setsid {},
         ignore: vec![],
         errexit: true,

@@ -65,6 +65,9 @@ struct Node {
     place: Place,
     context: Context,
     children: HashMap<Pid, TaskId>,
+    /// A pipe that ends with this process, once it has had a child that leads a PID namespace, which
+    /// gets the read end: see `Context::lifeline`.
+    alive: Option<(OwnedFd, OwnedFd)>,
     handlers: Handlers,
     /// A supervisor ignores SIGPIPE without the kernel's help, so that no program inherits it.
     drops_sigpipe: bool,
@@ -142,6 +145,7 @@ pub fn serve_root(inherited: Inherited, first: ToNode, fds: Vec<OwnedFd>) -> ! {
         },
         context: Context::default(),
         children: HashMap::new(),
+        alive: None,
         handlers: Handlers::default(),
         drops_sigpipe: false,
         own_filter: CallFilter::default(),
@@ -242,7 +246,9 @@ impl Node {
         match self.receiver.recv::<ToRoot>(self.control.as_fd()) {
             Ok(Some(received)) => match received.message {
                 ToRoot::Node(message) => self.handle(*message, received.fds),
-                ToRoot::Start(_) | ToRoot::Terminate(_) => Err(Stop::Protocol),
+                ToRoot::Bear | ToRoot::Watch(_) | ToRoot::Start(_) | ToRoot::Terminate(_) => {
+                    Err(Stop::Protocol)
+                }
             },
             Ok(None) => Err(Stop::Abandoned),
             Err(error) if error.errno() == Errno::EAGAIN => Ok(()),
@@ -384,6 +390,11 @@ impl Node {
         }
         let me = getpid();
         let (go_ahead, go) = pipe2(OFlag::O_CLOEXEC).map_err(refused)?;
+        let leads_namespace = clone & sys::CLONE_NEWPID != 0;
+        if leads_namespace && self.alive.is_none() {
+            self.alive = Some(pipe2(OFlag::O_CLOEXEC).map_err(refused)?);
+            self.protect();
+        }
         match sys::clone(clone).map_err(refused)? {
             Fork::Parent(pid) => {
                 self.children.insert(pid, task);
@@ -397,9 +408,17 @@ impl Node {
                 Ok(Born::Child(pid))
             }
             Fork::Child => {
-                let parent = (clone & sys::CLONE_NEWPID == 0).then_some(me);
+                let parent = (!leads_namespace).then_some(me);
                 // Closed with all the others, by number.
                 let _ = go.into_raw_fd();
+                let mut besides = besides;
+                if let Some((lifeline, write)) = self.alive.take() {
+                    let _ = write.into_raw_fd();
+                    match leads_namespace {
+                        true => besides.push(lifeline),
+                        false => _ = lifeline.into_raw_fd(),
+                    }
+                }
                 let [control, stdin, stdout, stderr] = fds;
                 let descriptors = task::Descriptors {
                     control,
@@ -420,7 +439,7 @@ impl Node {
         besides: Vec<OwnedFd>,
         parent: Option<Pid>,
     ) -> Born {
-        let Ok((control, go_ahead, besides)) = task::arrange(descriptors, besides) else {
+        let Ok((control, go_ahead, mut besides)) = task::arrange(descriptors, besides) else {
             sys::exit(1)
         };
         let Some(pid) = task::read_pid(&File::from(go_ahead)) else {
@@ -436,6 +455,12 @@ impl Node {
         };
         std::mem::forget(std::mem::replace(&mut self.signals, signals));
         std::mem::forget(std::mem::replace(&mut self.place, Place::Task));
+        let lifeline = if parent.is_none() {
+            besides.pop()
+        } else {
+            None
+        };
+        std::mem::forget(std::mem::replace(&mut self.context.lifeline, lifeline));
         self.context.parent = parent;
         self.protect();
         self.children.clear();
@@ -502,6 +527,13 @@ impl Node {
     /// To calls, the descriptors that serving needs do not exist.
     fn protect(&mut self) {
         self.context.protected = vec![self.control.as_raw_fd(), self.signals.as_raw_fd()];
+        let lifeline = self.context.lifeline.as_ref().map(AsRawFd::as_raw_fd);
+        let alive = self
+            .alive
+            .as_ref()
+            .map(|(r, w)| [r.as_raw_fd(), w.as_raw_fd()]);
+        self.context.protected.extend(lifeline);
+        self.context.protected.extend(alive.into_iter().flatten());
         if let Place::Root { lifeline, cgroup } = &self.place {
             self.context.protected.push(lifeline.as_raw_fd());
             let kill = cgroup.as_ref().map(Cgroup::kill_descriptor);

@@ -5,10 +5,12 @@
 //!    wait therefore means that nothing of the tree is left.
 //! 2. It ends its tree when the program ends, when it is told to, when its control socket closes
 //!    (the owner or the BEAM died) and when the lifeline closes (the launcher died).
-//! 3. It reports the program's end once the tree is empty, and then ends itself.
+//! 3. It reports the program's end once the tree is empty, and is then as it was before: it can be
+//!    asked for another program, and ends with its control socket.
 //! 4. Its exit status is 0 if nothing of the tree is left and the NIF has been told all there is
 //!    to tell. Any other end, a signal included, makes the launcher look for orphans and report.
 //! 5. A signal that reaches it is forwarded once to each descendant.
+//! 6. Unless the program is to be born into namespaces, its process is there before it, and waits.
 
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -19,7 +21,8 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::{getegid, geteuid, getpgid, getpid, pipe2, Pid};
 use stdio_protocol::channel::{self, Receiver};
 use stdio_protocol::message::{
-    Escalation, Exit, FromRoot, FromTask, Plan, RootId, Stage, Start, ToNode, ToRoot, Usage,
+    Escalation, Exit, FromRoot, FromTask, Namespaces, Plan, RootId, Stage, Start, ToNode, ToRoot,
+    Usage, Watch,
 };
 
 use crate::reap::Killer;
@@ -49,10 +52,14 @@ pub struct Inherited {
 
 struct Supervisor {
     inherited: Inherited,
-    /// The first request of a root that is to serve requests instead.
-    node: Option<(ToNode, Vec<OwnedFd>)>,
+    /// What this process is to go on as.
+    become_other: Option<Other>,
     /// False once nobody reads reports any more.
     connected: bool,
+    /// It has had a program, and reported its end.
+    rested: bool,
+    /// There is to be no other program: somebody has killed its child, and not at its request.
+    tired: bool,
     program: Option<Program>,
     phase: Phase,
     usage: Usage,
@@ -61,20 +68,54 @@ struct Supervisor {
     status: i32,
 }
 
+impl Program {
+    /// Its end of the go-ahead pipe is closed: it has executed something, or ended.
+    fn is_under_way(&self) -> bool {
+        let mut fds = [PollFd::new(self.go.as_fd(), PollFlags::empty())];
+        !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
+    }
+
+    /// Waits for its end; whether it has come.
+    fn await_end(&self, flags: i32) -> bool {
+        loop {
+            match sys::waitpid(self.pid.as_raw(), flags) {
+                Err(Errno::EINTR) => {}
+                Ok((_, _, ended)) => return ended.is_some(),
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+enum Other {
+    /// A root that serves requests; the first one.
+    Node(Box<ToNode>, Vec<OwnedFd>),
+    /// The child of a fork.
+    Child {
+        control: OwnedFd,
+        go_ahead: OwnedFd,
+        parent: Pid,
+    },
+}
+
 struct Program {
     pid: Pid,
+    /// It was born before its program was known. Who tells it is the NIF.
+    waited: bool,
     leads_namespace: bool,
-    timeout: Option<Duration>,
-    escalation: Escalation,
-    /// Write end of the go-ahead pipe, kept when there is a timeout: the program's end of it
-    /// closes at exec, which is when the time starts.
-    until_exec: Option<OwnedFd>,
+    /// What is to happen from exec on, until that has been seen.
+    watch: Option<Watch>,
+    /// Write end of the go-ahead pipe. The child's end closes at exec, which is when the time starts;
+    /// and the child sees by it that this process has ended.
+    go: OwnedFd,
 }
 
 #[derive(Clone, Copy)]
 enum Phase {
-    /// No program yet, or it runs; its deadline if it has one.
-    Running { deadline: Option<Instant> },
+    /// No program yet, or it runs; until then if it may not for ever.
+    Running {
+        until: Option<(Instant, Escalation)>,
+    },
     /// It was asked to end.
     Ending { kill_at: Instant },
     /// Everything is being killed.
@@ -95,21 +136,30 @@ pub fn run(inherited: Inherited) -> ! {
     }
     let mut supervisor = Supervisor {
         inherited,
-        node: None,
+        become_other: None,
         connected: true,
+        rested: false,
+        tired: false,
         program: None,
-        phase: Phase::Running { deadline: None },
+        phase: Phase::Running { until: None },
         usage: Usage::default(),
         exit: None,
         status: 0,
     };
-    // Often the start is there already.
+    // Often the first request is there already.
     supervisor.receive();
     loop {
-        if let Some((message, fds)) = supervisor.node.take() {
-            node::serve_root(supervisor.inherited, message, fds);
+        match supervisor.become_other.take() {
+            Some(Other::Node(message, fds)) => {
+                node::serve_root(supervisor.inherited, *message, fds)
+            }
+            Some(Other::Child {
+                control,
+                go_ahead,
+                parent,
+            }) => supervisor.become_child(control, go_ahead, parent),
+            None => supervisor.turn(),
         }
-        supervisor.turn();
     }
 }
 
@@ -129,6 +179,9 @@ impl Supervisor {
         if ready.control {
             self.receive();
         }
+        if self.become_other.is_some() {
+            return;
+        }
         if ready.lifeline {
             self.kill_tree();
         }
@@ -142,7 +195,10 @@ impl Supervisor {
             signals,
             ..
         } = &self.inherited;
-        let until_exec = self.program.as_ref().and_then(|p| p.until_exec.as_ref());
+        let until_exec = self
+            .program
+            .as_ref()
+            .and_then(|program| program.watch.map(|_| &program.go));
         let killing = matches!(self.phase, Phase::Killing { .. });
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         // Both stay readable once closed, and say nothing new to a tree that is being killed.
@@ -170,8 +226,11 @@ impl Supervisor {
 
     fn timeout(&self) -> PollTimeout {
         let at = match self.phase {
-            Phase::Running { deadline: None } => return PollTimeout::NONE,
-            Phase::Running { deadline: Some(at) } | Phase::Ending { kill_at: at } => at,
+            Phase::Running { until: None } => return PollTimeout::NONE,
+            Phase::Running {
+                until: Some((at, _)),
+            }
+            | Phase::Ending { kill_at: at } => at,
             Phase::Killing { next_pass, .. } => next_pass,
         };
         let left = at.saturating_duration_since(Instant::now());
@@ -184,12 +243,9 @@ impl Supervisor {
     fn advance(&mut self) {
         let now = Instant::now();
         match self.phase {
-            Phase::Running { deadline: Some(at) } if at <= now => {
-                if let Some(program) = &self.program {
-                    let escalation = program.escalation;
-                    self.end_program(escalation);
-                }
-            }
+            Phase::Running {
+                until: Some((at, escalation)),
+            } if at <= now => self.end_program(escalation),
             Phase::Ending { kill_at } if kill_at <= now => self.kill_tree(),
             Phase::Killing {
                 give_up,
@@ -198,7 +254,9 @@ impl Supervisor {
                 mut killer,
             } if next_pass <= now => {
                 if give_up <= now {
-                    self.finish(killer.pass());
+                    let survivors = killer.pass();
+                    self.report(survivors, false);
+                    sys::exit(EXIT_SURVIVORS);
                 }
                 killer.pass();
                 let pause = LONGEST_PAUSE.min(pause * 2);
@@ -220,16 +278,21 @@ impl Supervisor {
         } = &mut self.inherited;
         match receiver.recv::<ToRoot>(control.as_fd()) {
             Ok(Some(received)) => match (received.message, received.fds) {
-                (ToRoot::Start(start), fds) if self.program.is_none() => self.start(*start, fds),
+                (ToRoot::Bear, fds) if self.program.is_none() => self.bear(fds),
+                (ToRoot::Watch(watch), fds) if fds.is_empty() => {
+                    // Without one it has ended meanwhile.
+                    if let Some(program) = &mut self.program {
+                        program.watch = Some(watch);
+                    }
+                }
+                (ToRoot::Start(start), fds) if self.dismiss_child() => self.start(*start, fds),
                 (ToRoot::Terminate(escalation), fds) if fds.is_empty() => {
                     self.end_program(escalation);
                 }
-                (ToRoot::Node(message), fds) if self.program.is_none() => {
-                    self.node = Some((*message, fds));
+                (ToRoot::Node(message), fds) if self.dismiss_child() => {
+                    self.become_other = Some(Other::Node(message, fds));
                 }
-                (ToRoot::Start(_) | ToRoot::Terminate(_) | ToRoot::Node(_), _) => {
-                    self.protocol_error();
-                }
+                _ => self.protocol_error(),
             },
             Ok(None) => {
                 self.connected = false;
@@ -251,18 +314,14 @@ impl Supervisor {
         let Ok([control, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(fds) else {
             return self.protocol_error();
         };
-        let Start {
-            plan,
-            timeout_ms,
-            escalation,
-        } = start;
+        let Start { plan, watch } = start;
         let leads_namespace = plan.namespaces.pid;
-        match prepare(plan) {
-            Ok(Birth::Child {
-                prepared,
-                go_ahead,
-                parent,
-            }) => {
+        let prepared = match prepare(plan) {
+            Ok(prepared) => prepared,
+            Err(errno) => return self.fork_failed(&control, Stage::Exec, errno),
+        };
+        match birth(prepared.namespaces) {
+            Ok(Birth::Child { go_ahead, parent }) => {
                 let descriptors = task::Descriptors {
                     control,
                     stdin,
@@ -272,52 +331,110 @@ impl Supervisor {
                 };
                 task::run(prepared, descriptors, parent)
             }
-            Ok(Birth::Parent { pid, go }) => {
-                let timeout = timeout_ms.map(Duration::from_millis);
-                self.program = Some(Program {
-                    pid,
-                    leads_namespace,
-                    timeout,
-                    escalation,
-                    until_exec: None,
-                });
-                // Recorded: from here on it may run.
-                task::release(&go, pid);
-                if let (Some(program), Some(_)) = (&mut self.program, timeout) {
-                    program.until_exec = Some(go);
-                }
-            }
-            Err((stage, errno)) => {
-                let failed = FromTask::Failed {
-                    stage,
-                    errno: errno as i32,
-                };
-                if channel::send(&control, &failed, &[]).is_err() {
-                    self.status = EXIT_UNREPORTED;
-                }
-                // There is no program whose end could be waited for.
-                self.kill_tree();
-            }
+            Ok(Birth::Parent { pid, go }) => self.record(Program {
+                pid,
+                waited: false,
+                leads_namespace,
+                watch,
+                go,
+            }),
+            Err(errno) => self.fork_failed(&control, Stage::Fork, errno),
         }
+    }
+
+    /// From here on it may run.
+    fn record(&mut self, program: Program) {
+        let program = self.program.insert(program);
+        task::release(&program.go, program.pid);
+    }
+
+    /// A child that is there when its program comes: neither the fork nor this process's wake-up stands
+    /// between a start and its exec.
+    fn bear(&mut self, fds: Vec<OwnedFd>) {
+        let Ok([control]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return self.protocol_error();
+        };
+        match birth(Namespaces::default()) {
+            Ok(Birth::Child { go_ahead, parent }) => {
+                self.become_other = Some(Other::Child {
+                    control,
+                    go_ahead,
+                    parent,
+                });
+            }
+            Ok(Birth::Parent { pid, go }) => self.record(Program {
+                pid,
+                waited: true,
+                leads_namespace: false,
+                watch: None,
+                go,
+            }),
+            Err(errno) => self.fork_failed(&control, Stage::Fork, errno),
+        }
+    }
+
+    /// In the child.
+    fn become_child(self, control: OwnedFd, go_ahead: OwnedFd, parent: Pid) -> ! {
+        // What comes in its place takes it away.
+        let _ = self.inherited.control.into_raw_fd();
+        task::wait(control, go_ahead, parent, self.inherited.receiver)
+    }
+
+    /// There is no program whose end could be waited for.
+    fn fork_failed(&mut self, control: &OwnedFd, stage: Stage, errno: Errno) {
+        let failed = FromTask::Failed {
+            stage,
+            errno: errno as i32,
+        };
+        if channel::send(control, &failed, &[]).is_err() {
+            self.status = EXIT_UNREPORTED;
+        }
+        self.kill_tree();
+    }
+
+    /// Ends the child that waits for a program; true if there is none now.
+    fn dismiss_child(&mut self) -> bool {
+        let Some(program) = self.program.as_ref() else {
+            return true;
+        };
+        if !program.waited {
+            return false;
+        }
+        // Killed by somebody else a moment ago; or it does nothing but wait, and so ends at once.
+        let ended = program.await_end(libc::WNOHANG) || {
+            let waits = !program.is_under_way();
+            waits && sys::kill(program.pid.as_raw(), libc::SIGKILL).is_ok() && program.await_end(0)
+        };
+        if ended {
+            self.program = None;
+        }
+        ended
     }
 
     /// The program has executed: its time runs from now on.
     fn start_clock(&mut self) {
-        let Some(program) = &mut self.program else {
-            return;
-        };
-        program.until_exec = None;
-        if let (Phase::Running { .. }, Some(timeout)) = (self.phase, program.timeout) {
+        let watch = self
+            .program
+            .as_mut()
+            .and_then(|program| program.watch.take());
+        if let (Phase::Running { .. }, Some(watch)) = (self.phase, watch) {
+            let timeout = Duration::from_millis(watch.timeout_ms);
             self.phase = Phase::Running {
                 // A timeout beyond what the clock can hold is none.
-                deadline: Instant::now().checked_add(timeout),
+                until: Instant::now()
+                    .checked_add(timeout)
+                    .map(|at| (at, watch.escalation)),
             };
         }
     }
 
     fn end_program(&mut self, escalation: Escalation) {
         let Some(program) = &self.program else {
-            return self.kill_tree();
+            // It has ended meanwhile; or there is to be none.
+            if !self.rested {
+                self.kill_tree();
+            }
+            return;
         };
         match self.phase {
             Phase::Running { .. } => {}
@@ -378,8 +495,13 @@ impl Supervisor {
             match sys::wait_any() {
                 Ok(Some(ended)) => {
                     self.usage.add(&ended.usage);
-                    if self.program.as_ref().is_some_and(|p| p.pid == ended.pid) {
+                    if let Some(program) = self.program.as_ref().filter(|p| p.pid == ended.pid) {
                         self.exit = Some(ended.exit);
+                        // Perhaps before it had a program. A start that takes this end for its own
+                        // program's must find nobody who begins it all the same.
+                        self.tired = program.waited
+                            && ended.exit == Exit::Signal(libc::SIGKILL)
+                            && matches!(self.phase, Phase::Running { .. });
                     }
                 }
                 Ok(None) => break,
@@ -387,7 +509,7 @@ impl Supervisor {
                 Err(errno) if errno != Errno::ECHILD => break,
                 Err(_) => {
                     if self.exit.is_some() || matches!(self.phase, Phase::Killing { .. }) {
-                        self.finish(0);
+                        self.finish();
                     }
                     return;
                 }
@@ -398,23 +520,36 @@ impl Supervisor {
         }
     }
 
-    fn finish(&self, survivors: usize) -> ! {
-        let mut status = self.status;
-        if let (true, Some(exit)) = (self.connected, self.exit) {
-            let exited = FromRoot::Exited {
-                exit,
-                usage: self.usage,
-                survivors: u32::try_from(survivors).unwrap_or(u32::MAX),
-            };
-            if channel::send(&self.inherited.control, &exited, &[]).is_err() {
-                status = EXIT_UNREPORTED;
-            }
+    /// The kernel has said that this process has no child. It ends too, unless it is as good as new.
+    fn finish(&mut self) {
+        self.program = None;
+        let rests = self.status == 0 && !self.tired;
+        match self.report(0, rests) {
+            Some(true) if rests => self.rest(),
+            Some(true) | None => sys::exit(self.status),
+            Some(false) => sys::exit(EXIT_UNREPORTED),
         }
-        sys::exit(if survivors == 0 {
-            status
-        } else {
-            EXIT_SURVIVORS
-        })
+    }
+
+    /// Whether the end of the tree could be reported; `None` if it is not to be.
+    fn report(&self, survivors: usize, rests: bool) -> Option<bool> {
+        let exited = FromRoot::Exited {
+            exit: self.exit.filter(|_| self.connected)?,
+            usage: self.usage,
+            survivors: u32::try_from(survivors).unwrap_or(u32::MAX),
+            rests,
+        };
+        Some(channel::send(&self.inherited.control, &exited, &[]).is_ok())
+    }
+
+    /// Nothing of the tree is left, so whatever comes below this process from now on is the next one's.
+    fn rest(&mut self) {
+        // What was still to be forwarded to the last one is not for the next.
+        while self.inherited.signals.read().is_some() {}
+        self.phase = Phase::Running { until: None };
+        self.usage = Usage::default();
+        self.exit = None;
+        self.rested = true;
     }
 }
 
@@ -426,34 +561,32 @@ enum Birth {
         go: OwnedFd,
     },
     Child {
-        prepared: task::Prepared,
         go_ahead: OwnedFd,
         parent: Pid,
     },
 }
 
-/// Allocates and checks all that the child will need, then forks.
-fn prepare(plan: Plan) -> Result<Birth, (Stage, Errno)> {
-    let prepared = task::Prepared {
-        own_ids: sys::needs_user_namespace(plan.namespaces).then(|| (geteuid(), getegid())),
-        namespaces: plan.namespaces,
-        steps: plan.steps,
-        exec: exec::prepare(plan.exec).map_err(|errno| (Stage::Exec, errno))?,
-    };
-    let (go_ahead, go) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| (Stage::Fork, errno))?;
+fn birth(namespaces: Namespaces) -> Result<Birth, Errno> {
+    let (go_ahead, go) = pipe2(OFlag::O_CLOEXEC)?;
     let parent = getpid();
-    match sys::fork(prepared.namespaces).map_err(|errno| (Stage::Fork, errno))? {
-        Fork::Parent(pid) => Ok(Birth::Parent { pid, go }),
+    Ok(match sys::fork(namespaces)? {
+        Fork::Parent(pid) => Birth::Parent { pid, go },
         Fork::Child => {
             // Closed with all the others, by number.
             let _ = go.into_raw_fd();
-            Ok(Birth::Child {
-                prepared,
-                go_ahead,
-                parent,
-            })
+            Birth::Child { go_ahead, parent }
         }
-    }
+    })
+}
+
+/// Allocates and checks all that a child will need.
+fn prepare(plan: Plan) -> Result<task::Prepared, Errno> {
+    Ok(task::Prepared {
+        own_ids: sys::needs_user_namespace(plan.namespaces).then(|| (geteuid(), getegid())),
+        namespaces: plan.namespaces,
+        steps: plan.script.steps,
+        exec: exec::prepare(plan.script.exec)?,
+    })
 }
 
 /// Which descriptors poll(2) reported.

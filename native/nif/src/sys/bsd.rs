@@ -119,6 +119,11 @@ pub fn pipe_capacity(_fd: impl AsFd) -> usize {
     64 * 1024
 }
 
+/// The kernel sees to it by itself.
+pub fn grow_pipe(_fd: impl AsFd, _capacity: usize) -> bool {
+    false
+}
+
 /// For posix_spawn(3), which has no such flag: the helper leaves the session of the BEAM by itself.
 #[cfg(target_os = "freebsd")]
 pub const IN_NEW_SESSION: libc::c_int = 0;

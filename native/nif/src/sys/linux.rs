@@ -37,9 +37,12 @@ impl Poller {
         let _ = self.wake.write(1);
     }
 
-    /// What is ready already is reported too. Closing the descriptor ends it.
+    /// What is ready already is reported too. Closing the descriptor ends it, or adding it again.
     pub fn add(&self, fd: impl AsFd, interest: Interest, token: u64) -> Result<(), Errno> {
-        self.epoll.add(fd, event(interest, token))
+        match self.epoll.add(&fd, event(interest, token)) {
+            Err(Errno::EEXIST) => self.arm(fd, interest, token),
+            added => added,
+        }
     }
 
     /// One more event, which may be due at once.
@@ -87,6 +90,13 @@ pub fn limit(value: libc::rlim_t) -> u64 {
 pub fn pipe_capacity(fd: impl AsFd) -> usize {
     let capacity = fcntl(fd, FcntlArg::F_GETPIPE_SZ).unwrap_or(0);
     usize::try_from(capacity).unwrap_or(0)
+}
+
+/// Has it hold so much, if it holds less (the program may have asked for more) and the user's limits
+/// allow it. F_SETPIPE_SZ, fcntl(2)
+pub fn grow_pipe(fd: impl AsFd, capacity: usize) -> bool {
+    pipe_capacity(&fd) < capacity
+        && i32::try_from(capacity).is_ok_and(|size| fcntl(fd, FcntlArg::F_SETPIPE_SZ(size)).is_ok())
 }
 
 /// For posix_spawn(3).

@@ -106,3 +106,83 @@ fn shm_mkstemp(template: &mut [u8; 22]) -> Result<OwnedFd, Errno> {
     // SAFETY: the number was just given to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, IntoRawFd};
+
+    use super::*;
+
+    /// As the kernel writes it: a header, then the numbers. `length` is what the header claims.
+    fn control(level: i32, length: usize, numbers: &[RawFd]) -> Vec<u8> {
+        // SAFETY: a cmsghdr is three integers (and padding), so zeros are one.
+        let mut header: libc::cmsghdr = unsafe { std::mem::zeroed() };
+        header.cmsg_level = level;
+        header.cmsg_type = libc::SCM_RIGHTS;
+        // Other systems have a socklen_t here.
+        #[allow(clippy::useless_conversion)]
+        let length = length.try_into().unwrap();
+        header.cmsg_len = length;
+        let mut bytes = vec![0; data_start()];
+        // SAFETY: the buffer is as large as a header, or larger, and bytes have no alignment.
+        unsafe {
+            bytes
+                .as_mut_ptr()
+                .cast::<libc::cmsghdr>()
+                .write_unaligned(header);
+        }
+        for number in numbers {
+            bytes.extend(number.to_ne_bytes());
+        }
+        bytes
+    }
+
+    fn data_start() -> usize {
+        // SAFETY: only computes.
+        unsafe { libc::CMSG_LEN(0) as usize }
+    }
+
+    fn descriptors(count: usize) -> Vec<RawFd> {
+        (0..count)
+            .map(|_| File::open("/dev/null").unwrap().into_raw_fd())
+            .collect()
+    }
+
+    #[test]
+    fn what_was_installed_of_a_list_that_did_not_fit_is_owned() {
+        let numbers = descriptors(3);
+        let whole = data_start() + size_of_val(&numbers[..]);
+        // The header tells the length of what was installed; the room may have more in it.
+        let room = control(libc::SOL_SOCKET, whole, &[&numbers[..], &[-1, -1]].concat());
+        let owned = own_truncated(&room);
+        let raw: Vec<_> = owned.iter().map(AsRawFd::as_raw_fd).collect();
+        assert_eq!(raw, numbers);
+    }
+
+    #[test]
+    fn a_header_that_claims_more_than_the_room_has_stops_at_its_end() {
+        let numbers = descriptors(2);
+        let mut room = control(libc::SOL_SOCKET, 10_000, &numbers);
+        // Half a number is none.
+        room.extend([1, 2]);
+        let owned = own_truncated(&room);
+        let raw: Vec<_> = owned.iter().map(AsRawFd::as_raw_fd).collect();
+        assert_eq!(raw, numbers);
+    }
+
+    #[test]
+    fn nothing_is_owned_of_another_message_or_of_none() {
+        let numbers = descriptors(1);
+        let whole = data_start() + size_of_val(&numbers[..]);
+        assert!(own_truncated(&control(libc::SOL_SOCKET + 1, whole, &numbers)).is_empty());
+        assert!(own_truncated(&control(libc::SOL_SOCKET, 0, &numbers)).is_empty());
+        assert!(
+            own_truncated(&control(libc::SOL_SOCKET, whole, &numbers)[..HEADER - 1]).is_empty()
+        );
+        let mut room = control(libc::SOL_SOCKET, whole, &numbers);
+        forget_received(&mut room);
+        assert!(own_truncated(&room).is_empty());
+        // Still ours to close.
+        drop(own_received(numbers));
+    }
+}

@@ -1,6 +1,9 @@
 //! Mounts, roots, privileges, ptrace. Calls of one system alone: see `sys::own`.
 
+use std::os::fd::AsFd;
+
 use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::{self, getppid};
 use stdio_protocol::value::{Data, MountFlags, Path, PtrArg, Text, Value};
 
@@ -15,9 +18,22 @@ pub fn no_new_privs() -> Result<Value, Errno> {
 /// The signal is sent when the parent ends from now on; if it has ended before, `ESRCH`.
 pub fn set_pdeathsig(signal: i32, context: &Context) -> Result<Value, Errno> {
     sys::set_pdeathsig(signal)?;
-    match context.parent {
-        Some(parent) if getppid() != parent => Err(Errno::ESRCH),
-        _ => ok(),
+    match parent_has_ended(context)? {
+        true => Err(Errno::ESRCH),
+        false => ok(),
+    }
+}
+
+/// getppid(2) is 0 across a PID namespace, before and after.
+fn parent_has_ended(context: &Context) -> Result<bool, Errno> {
+    match (context.parent, &context.lifeline) {
+        (Some(parent), _) => Ok(getppid() != parent),
+        (None, Some(lifeline)) => {
+            // Hanging up is reported unasked.
+            let mut fds = [PollFd::new(lifeline.as_fd(), PollFlags::empty())];
+            Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
+        }
+        (None, None) => Ok(false),
     }
 }
 

@@ -14,7 +14,7 @@ mod process;
 mod tests;
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
@@ -29,6 +29,8 @@ use crate::sys::{self, Ended};
 pub struct Context {
     /// The parent's pid as getppid(2) will give it; `None` across a PID namespace.
     pub parent: Option<Pid>,
+    /// There, the read end of a pipe that hangs up when the parent ends.
+    pub lifeline: Option<OwnedFd>,
     /// The environment that calls see, `KEY=value` each.
     pub environ: Vec<Vec<u8>>,
     /// Descriptors that the helper itself uses: to calls they do not exist.

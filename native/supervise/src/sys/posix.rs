@@ -221,6 +221,11 @@ pub fn replace_stdin(old: OwnedFd, new: OwnedFd) -> Result<OwnedFd, Errno> {
     Ok(own_stdin())
 }
 
+/// Puts fd 1, which no process of the helper uses, in the place of fd 0 too.
+pub fn forget_stdin() -> Result<(), Errno> {
+    nix::unistd::dup2_stdin(std::io::stdout())
+}
+
 /// A copy of a descriptor out of the way of 0-9, close-on-exec.
 pub fn duplicate_high(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
     // SAFETY: takes numbers only.

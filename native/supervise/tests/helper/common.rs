@@ -15,7 +15,7 @@ use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use nix::sys::signal::{kill, Signal};
-use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags};
+use nix::sys::socket::{sendmsg, shutdown, ControlMessage, MsgFlags, Shutdown};
 use nix::sys::statvfs::{statvfs, FsFlags};
 use nix::unistd::{geteuid, pipe2, Pid};
 use serde::de::DeserializeOwned;
@@ -24,8 +24,8 @@ use serde_bytes::ByteBuf;
 use stdio_protocol::call::Call;
 use stdio_protocol::channel::{self, is_busy, Datagram, Receiver};
 use stdio_protocol::message::{
-    Escalation, Exec, Exit, FromLauncher, FromRoot, FromTask, Namespaces, Plan, RootId, Stage,
-    Start, Step, ToLauncher, ToRoot, Usage,
+    Escalation, Exec, Exit, FromLauncher, FromRoot, FromTask, Namespaces, Plan, RootId, Script,
+    Stage, Start, Step, ToLauncher, ToRoot, ToTask, Usage,
 };
 use stdio_protocol::value::Limit;
 use stdio_protocol::VERSION;
@@ -213,6 +213,7 @@ impl Helper {
     pub fn marked(&self, mut start: Start) -> Start {
         start
             .plan
+            .script
             .exec
             .env
             .push(bytes(&environment_entry(&self.mark)));
@@ -331,11 +332,18 @@ impl Program {
     #[track_caller]
     fn start(id: RootId, root: OwnedFd, start: Start) -> Self {
         let connections = Connections::new();
-        send(
-            &root,
-            &ToRoot::Start(Box::new(start)),
-            &connections.theirs(),
-        );
+        let fds = connections.theirs();
+        let Start { plan, watch } = start;
+        if plan.namespaces == Namespaces::default() {
+            send(&root, &ToRoot::Bear, &fds[..1]);
+            if let Some(watch) = watch {
+                send(&root, &ToRoot::Watch(watch), &[]);
+            }
+            let script = ToTask::Start(Box::new(plan.script));
+            send(&connections.task, &script, &fds[1..]);
+        } else {
+            send(&root, &ToRoot::Start(Box::new(Start { plan, watch })), &fds);
+        }
         connections.into_program(id, root)
     }
 
@@ -373,7 +381,7 @@ impl Program {
         }
     }
 
-    /// How it ended, after which the supervisor is silent.
+    /// How it ended. The supervisor is silent then, and ends: there is to be no other program.
     #[track_caller]
     pub fn exited(&self) -> Exit {
         self.exited_with_usage().0
@@ -381,15 +389,22 @@ impl Program {
 
     #[track_caller]
     pub fn exited_with_usage(&self) -> (Exit, Usage) {
+        let ended = self.reported();
+        shutdown(self.root.as_raw_fd(), Shutdown::Write).unwrap();
+        assert_eq!(next::<FromRoot>(&self.root), None, "after Exited");
+        ended
+    }
+
+    /// How it ended. Its supervisor says whether it can have another one.
+    #[track_caller]
+    pub fn reported(&self) -> (Exit, Usage) {
         match next(&self.root) {
             Some(FromRoot::Exited {
                 exit,
                 usage,
                 survivors: 0,
-            }) => {
-                assert_eq!(next::<FromRoot>(&self.root), None, "after Exited");
-                (exit, usage)
-            }
+                ..
+            }) => (exit, usage),
             other => panic!("{other:?}"),
         }
     }
@@ -511,19 +526,17 @@ pub fn program(argv: &[&str]) -> Start {
     Start {
         plan: Plan {
             namespaces: Namespaces::default(),
-            steps: vec![],
-            exec: Exec {
-                file: bytes(argv[0]),
-                argv: argv.iter().copied().map(bytes).collect(),
-                env: vec![bytes("PATH=/usr/bin:/bin:/usr/sbin:/sbin")],
-                search: true,
+            script: Script {
+                steps: vec![],
+                exec: Exec {
+                    file: bytes(argv[0]),
+                    argv: argv.iter().copied().map(bytes).collect(),
+                    env: vec![bytes("PATH=/usr/bin:/bin:/usr/sbin:/sbin")],
+                    search: true,
+                },
             },
         },
-        timeout_ms: None,
-        escalation: Escalation {
-            signal: libc::SIGKILL,
-            grace_ms: 0,
-        },
+        watch: None,
     }
 }
 
@@ -558,7 +571,7 @@ pub fn step(call: Call) -> Step {
 }
 
 pub fn with_steps(mut start: Start, steps: impl IntoIterator<Item = Step>) -> Start {
-    start.plan.steps.extend(steps);
+    start.plan.script.steps.extend(steps);
     start
 }
 

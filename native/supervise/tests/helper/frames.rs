@@ -13,7 +13,9 @@ use nix::unistd::{ftruncate, Pid};
 use serde::Serialize;
 use stdio_protocol::channel::{MAX_BODY, MAX_FDS, MAX_INLINE};
 use stdio_protocol::codec::encode;
-use stdio_protocol::message::{Exit, ToLauncher, ToRoot};
+use stdio_protocol::message::{
+    Escalation, Exit, FromRoot, FromTask, ToLauncher, ToRoot, ToTask, Watch,
+};
 
 use crate::common::*;
 use crate::process::{self, wait_until};
@@ -219,9 +221,18 @@ fn ends_with_2(helper: &Helper, supervisor: Pid, frame: &Frame, act: impl FnOnce
 fn a_supervisor_ends_its_tree_when_its_peer_breaks_the_protocol() {
     let terminate = terminate(Signal::SIGTERM, process::DEADLINE);
     let start = ToRoot::Start(Box::new(sleep()));
+    let watch = ToRoot::Watch(Watch {
+        timeout_ms: 1,
+        escalation: Escalation {
+            signal: libc::SIGKILL,
+            grace_ms: 0,
+        },
+    });
     let mut frames = malformed(&encode(&terminate).unwrap());
     frames.extend([
         Frame::message("second start", &start, 4),
+        Frame::message("a child beside the program", &ToRoot::Bear, 1),
+        Frame::message("time with a descriptor", &watch, 1),
         Frame::message("a launcher's message", &hello(), 0),
     ]);
     // One launcher for all: it is none of its business.
@@ -239,6 +250,53 @@ fn a_supervisor_ends_its_tree_when_its_peer_breaks_the_protocol() {
         probe.unwrap().closed_everywhere();
     }
     helper.serves();
+}
+
+/// The process that would be the program ends, as one whose set-up fails.
+#[test]
+fn a_child_that_waits_ends_when_its_peer_breaks_the_protocol() {
+    let script = sleep().plan.script;
+    let script = ToTask::Start(Box::new(script));
+    let mut frames = malformed(&encode(&script).unwrap());
+    frames.extend([
+        Frame::message("no standard streams", &script, 0),
+        Frame::message("two of them", &script, 2),
+        Frame::message("four of them", &script, 4),
+        Frame::message("a root's message", &ToRoot::Bear, 1),
+    ]);
+    let helper = Helper::start();
+    for frame in frames {
+        let (_id, root) = helper.fork();
+        let (task, theirs) = stdio_protocol::channel::pair().unwrap();
+        send(&root, &ToRoot::Bear, &[theirs.as_fd()]);
+        drop(theirs);
+        let probe = frame.send(&task);
+        assert_eq!(next::<FromTask>(&task), None, "{}", frame.name);
+        match next(&root) {
+            Some(FromRoot::Exited { exit, .. }) => {
+                assert_eq!(exit, Exit::Status(1), "{}", frame.name);
+            }
+            other => panic!("{}: {other:?}", frame.name),
+        }
+        probe.closed_everywhere();
+    }
+    helper.serves();
+}
+
+#[test]
+fn a_supervisor_ends_when_it_is_to_bear_a_child_without_its_socket() {
+    let helper = Helper::start();
+    for fds in [0, 2] {
+        let frame = Frame::message("a child", &ToRoot::Bear, fds);
+        let (id, root) = helper.fork();
+        let supervisor = helper.supervisor();
+        let mut probe = None;
+        ends_with_2(&helper, supervisor, &frame, || {
+            probe = Some(frame.send(&root));
+        });
+        helper.reports(id);
+        probe.unwrap().closed_everywhere();
+    }
 }
 
 /// Asking for the end takes no descriptor. It is the only message that a supervisor might take

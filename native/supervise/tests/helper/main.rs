@@ -5,6 +5,7 @@
 //! | `start` | what the helper makes of a hostile start, before it reads anything |
 //! | `frames` | peers that break the protocol |
 //! | `run` | programs from the start message to the report of their end |
+//! | `wait` | processes that wait for their program, and supervisors that have several |
 //! | `end` | everything that ends a tree, and that nothing of it is left |
 //! | `common` | the NIF's part |
 //! | `process` | what /proc shows |
@@ -18,3 +19,4 @@ mod frames;
 mod process;
 mod run;
 mod start;
+mod wait;

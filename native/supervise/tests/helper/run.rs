@@ -13,6 +13,7 @@ use serde_bytes::ByteBuf;
 use stdio_protocol::call::Call;
 use stdio_protocol::message::{
     Escalation, Exec, Exit, FromLauncher, FromRoot, FromTask, Stage, Start, Step, ToRoot, Usage,
+    Watch,
 };
 use stdio_protocol::value::{Limit, Path as CallPath, Prio, Resource, Signal as CallSignal};
 
@@ -171,13 +172,13 @@ fn arguments_and_environment_arrive_as_they_are() {
     let helper = Helper::start();
     let odd = [0xff, 0xfe, b' ', b'\n', b'\'', b'"', b'$', 0x80];
     let mut start = program(&["sh", "-c", "printf '%s|' \"$0\" \"$@\"; printf %s \"$ODD\""]);
-    start.plan.exec.argv.extend([
+    start.plan.script.exec.argv.extend([
         ByteBuf::from(b"zero".to_vec()),
         ByteBuf::new(),
         ByteBuf::from(odd.to_vec()),
     ]);
     let entry = [b"ODD=", odd.as_slice()].concat();
-    start.plan.exec.env.push(ByteBuf::from(entry));
+    start.plan.script.exec.env.push(ByteBuf::from(entry));
     let program = helper.run(start);
     program.started();
     let mut output = Vec::new();
@@ -191,9 +192,16 @@ fn arguments_and_environment_arrive_as_they_are() {
 fn a_megabyte_of_arguments_arrives() {
     let helper = Helper::start();
     let mut start = program(&["sh", "-c", "cat /proc/$$/cmdline | wc -c", "zero"]);
-    let before: usize = start.plan.exec.argv.iter().map(|a| a.len() + 1).sum();
+    let before: usize = start
+        .plan
+        .script
+        .exec
+        .argv
+        .iter()
+        .map(|a| a.len() + 1)
+        .sum();
     let argument = ByteBuf::from(vec![b'x'; 100_000]);
-    start.plan.exec.argv.extend(vec![argument; 10]);
+    start.plan.script.exec.argv.extend(vec![argument; 10]);
     let mut program = helper.run(start);
     program.started();
     let expected = before + 10 * 100_001;
@@ -205,7 +213,7 @@ fn a_megabyte_of_arguments_arrives() {
 fn no_arguments_at_all() {
     let helper = Helper::start();
     let mut start = program(&["true"]);
-    start.plan.exec.argv.clear();
+    start.plan.script.exec.argv.clear();
     assert_eq!(helper.run(start).exited(), Exit::Status(0));
 }
 
@@ -216,8 +224,8 @@ fn no_arguments_at_all() {
 fn fails(helper: &Helper, start: Start, stage: Stage, errno: Errno) {
     let program = helper.run(start);
     assert_eq!(program.failed(), (stage, errno));
-    // The task's own end may be reported, with a status that means nothing.
-    while next::<FromRoot>(&program.root).is_some() {}
+    // The task's own end is reported, with a status that means nothing.
+    program.exited();
     wait_until("nothing is left", || {
         process::no_programs(&helper.mark) && helper.supervisors().is_empty()
     });
@@ -254,11 +262,13 @@ fn arguments_beyond_the_kernels_limit_are_e2big() {
     let helper = Helper::start();
     let mut one = program(&["true"]);
     one.plan
+        .script
         .exec
         .argv
         .push(ByteBuf::from(vec![b'x'; 128 * 1024]));
     let mut many = program(&["true"]);
     many.plan
+        .script
         .exec
         .argv
         .extend(vec![ByteBuf::from(vec![b'x'; 100_000]); 80]);
@@ -275,7 +285,7 @@ fn a_nul_byte_is_refused_wherever_it_is() {
     let nul = || bytes("a\0b");
     let exec = |change: fn(&mut Exec, ByteBuf)| {
         let mut start = program(&["true"]);
-        change(&mut start.plan.exec, nul());
+        change(&mut start.plan.script.exec, nul());
         start
     };
     for start in [
@@ -417,7 +427,7 @@ fn a_fork_that_fails_says_why() {
 
 /// What a start needs is its supervisor's problem. FAULTS row 12.
 #[test]
-fn a_start_beyond_the_memory_limit_costs_its_supervisor_only() {
+fn a_start_beyond_the_memory_limit_costs_its_own_process_only() {
     let helper = Helper::spawn(|command| {
         command.stderr(std::process::Stdio::null());
         limit_resource(command, small(libc::RLIMIT_AS), 100 << 20);
@@ -425,11 +435,10 @@ fn a_start_beyond_the_memory_limit_costs_its_supervisor_only() {
     });
     helper.greet();
     let mut start = program(&["true"]);
-    start.plan.exec.argv = vec![ByteBuf::new(); 8 << 20];
+    start.plan.script.exec.argv = vec![ByteBuf::new(); 8 << 20];
     let program = helper.run(start);
     assert_eq!(next::<FromTask>(&program.task), None);
-    program.ended_silently();
-    helper.reports(program.id);
+    assert_eq!(program.exited(), Exit::Signal(libc::SIGABRT));
     helper.serves();
 }
 
@@ -695,27 +704,31 @@ fn many_programs_one_after_the_other_leave_nothing() {
 // ---- time ------------------------------------------------------------------------------------
 
 fn with_timeout(mut start: Start, time: Duration, signal: i32, grace: Duration) -> Start {
-    start.timeout_ms = Some(u64::try_from(time.as_millis()).unwrap());
-    start.escalation = Escalation {
-        signal,
-        grace_ms: u64::try_from(grace.as_millis()).unwrap(),
-    };
+    start.watch = Some(Watch {
+        timeout_ms: u64::try_from(time.as_millis()).unwrap(),
+        escalation: Escalation {
+            signal,
+            grace_ms: u64::try_from(grace.as_millis()).unwrap(),
+        },
+    });
     start
 }
 
 #[test]
 fn a_timeout_ends_the_program_and_not_before() {
     let helper = Helper::start();
-    let time = Duration::from_millis(300);
-    for (script, signal, expected) in [
-        ("exec sleep 1000", libc::SIGKILL, Exit::Signal(9)),
-        ("exec sleep 1000", libc::SIGTERM, Exit::Signal(15)),
+    for (millis, script, signal, expected) in [
+        (300, "exec sleep 1000", libc::SIGKILL, Exit::Signal(9)),
+        (300, "exec sleep 1000", libc::SIGTERM, Exit::Signal(15)),
         (
+            // Long enough for the trap to be set by then.
+            3000,
             "trap 'exit 4' TERM; while :; do sleep 0.01; done",
             libc::SIGTERM,
             Exit::Status(4),
         ),
     ] {
+        let time = Duration::from_millis(millis);
         let begin = Instant::now();
         let program = helper.run(with_timeout(sh(script), time, signal, DEADLINE));
         program.started();
@@ -730,7 +743,7 @@ fn a_timeout_ends_the_program_and_not_before() {
 fn a_timeout_is_followed_by_the_grace_and_then_sigkill() {
     let helper = Helper::start();
     // Long enough for the program to ignore the signal by then.
-    let (time, grace) = (Duration::from_secs(1), Duration::from_millis(300));
+    let (time, grace) = (Duration::from_secs(3), Duration::from_millis(300));
     let begin = Instant::now();
     let program = helper.run(with_timeout(tree(), time, libc::SIGTERM, grace));
     program.started();
@@ -744,8 +757,13 @@ fn a_timeout_that_never_comes_does_no_harm() {
     let helper = Helper::start();
     for time in [u64::MAX, u64::MAX / 1000, 1 << 53, 3_000_000_000] {
         let mut start = sh("exit 6");
-        start.timeout_ms = Some(time);
-        start.escalation.grace_ms = u64::MAX;
+        start.watch = Some(Watch {
+            timeout_ms: time,
+            escalation: Escalation {
+                signal: libc::SIGKILL,
+                grace_ms: u64::MAX,
+            },
+        });
         assert_eq!(helper.run(start).exited(), Exit::Status(6));
     }
     // The same as a grace.

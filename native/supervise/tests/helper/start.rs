@@ -185,7 +185,7 @@ fn a_poisoned_environment_is_neither_used_nor_passed_on() {
     helper.greet();
     // No PATH of its own: found along the default one, not along the launcher's.
     let mut start = program(&["sleep", "1000"]);
-    start.plan.exec.env = vec![bytes("ONLY=this")];
+    start.plan.script.exec.env = vec![bytes("ONLY=this")];
     let program = helper.run(start);
     let pid = program.started();
     let expected = [

@@ -66,8 +66,14 @@ fn read(pid: i32, file: &str) -> Result<(), Errno> {
 }
 
 fn list(pid: i32) -> Result<(), Errno> {
+    let mut seen = Err(Errno::ENOENT);
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(errno)? {
-        std::fs::read_link(entry.map_err(errno)?.path()).map_err(errno)?;
+        match std::fs::read_link(entry.map_err(errno)?.path()).map_err(errno) {
+            Ok(_) => seen = Ok(()),
+            // Closed meanwhile.
+            Err(Errno::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
     }
-    Ok(())
+    seen
 }

@@ -54,8 +54,9 @@ fn lend() -> Result<(), Errno> {
     };
     closing(lead.as_fd())?;
     closing(terminal.as_fd())?;
+    let parent = nix::unistd::getpid();
     fork_child(|| {
-        stdio_testbin::sys::end_with_parent();
+        stdio_testbin::sys::end_with_parent(parent);
         detach_stdio();
         let mut buffer = [0; 1024];
         while matches!(nix::unistd::read(lead, &mut buffer), Ok(1..)) {}

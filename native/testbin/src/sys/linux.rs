@@ -16,10 +16,13 @@ use crate::USAGE;
 /// Those that not every system has.
 pub const LIMITS: [(&str, Resource); 1] = [("as", Resource::RLIMIT_AS)];
 
-/// Gives this process a signal when its parent ends.
-pub fn end_with_parent() {
+/// Ends this process with `parent`, which may have ended already.
+pub fn end_with_parent(parent: Pid) {
     // SAFETY: takes numbers only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    if nix::unistd::getppid() != parent {
+        std::process::exit(0);
+    }
 }
 
 /// Those of the process that only Linux has.

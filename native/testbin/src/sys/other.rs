@@ -8,7 +8,7 @@ use crate::{Cli, OSERR};
 pub const LIMITS: [(&str, Resource); 0] = [];
 
 /// SIGALRM ends it all the same.
-pub fn end_with_parent() {}
+pub fn end_with_parent(_parent: nix::unistd::Pid) {}
 
 pub fn attributes(_lines: &mut Vec<String>) {}
 

@@ -14,8 +14,9 @@
 //! follow                programs are traced too, not only the helper
 //! ```
 //!
-//! Roles: `launcher`, `root:1`, `root:2`, ... and `task:1`, ... in the order of their births, and
-//! `beam`, the parent of this process, whose end is waited for. Lines of the log:
+//! Roles: `launcher`, `root:1`, `root:2`, ... in the order of their births; likewise `task:1`, ... below
+//! `root:1`, and `spare:1`, ... below the others; and `beam`, the parent of this process, whose end is
+//! waited for. Lines of the log:
 //!
 //! ```text
 //! born ROLE PID [init]
@@ -40,6 +41,7 @@ const LIFE_SECONDS: c_uint = 300;
 /// How long the end of the BEAM is waited for.
 const BEAM_DEADLINE_MS: c_int = 10_000;
 const LAUNCHER: &str = "launcher";
+const FIRST_ROOT: &str = "root:1";
 const OTHER: &str = "other";
 
 #[derive(Default)]
@@ -64,8 +66,10 @@ struct Tracer {
     plan: Plan,
     beam: i32,
     tracees: HashMap<i32, Tracee>,
-    roots: u32,
+    /// By pid.
+    roots: HashMap<i32, u32>,
     tasks: u32,
+    spares: u32,
     fired: bool,
     due: Vec<(Instant, String)>,
 }
@@ -97,8 +101,9 @@ pub fn run() {
         // SAFETY: no precondition.
         beam: unsafe { libc::getppid() },
         tracees: HashMap::new(),
-        roots: 0,
+        roots: HashMap::new(),
         tasks: 0,
+        spares: 0,
         fired: false,
         due: Vec::new(),
     };
@@ -240,6 +245,7 @@ impl Tracer {
                 ptrace(libc::PTRACE_LISTEN, pid, 0, 0);
             }
             libc::PTRACE_EVENT_EXEC => self.executed(pid),
+            libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_CLONE => self.forked(pid),
             0 if signal == libc::SIGTRAP | 0x80 => self.call(pid),
             0 => {
                 ptrace(libc::PTRACE_SYSCALL, pid, 0, i64::from(signal));
@@ -248,19 +254,44 @@ impl Tracer {
         }
     }
 
+    /// Numbers roots in the order in which the launcher forks them: it does not go on to the next before
+    /// this is seen, while two of its children may be seen in any order.
+    fn forked(&mut self, pid: i32) {
+        let is_launcher = |tracee: &Tracee| tracee.role == LAUNCHER;
+        if self.tracees.get(&pid).is_some_and(is_launcher) {
+            let mut child: libc::c_ulong = 0;
+            // SAFETY: PTRACE_GETEVENTMSG stores an unsigned long at `data`.
+            let result = unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, pid, 0, &raw mut child) };
+            if let (0, Ok(child)) = (result, i32::try_from(child)) {
+                self.root(child);
+            }
+        }
+        resume(pid);
+    }
+
+    fn root(&mut self, pid: i32) -> u32 {
+        if let Some(number) = self.roots.get(&pid) {
+            return *number;
+        }
+        let number = u32::try_from(self.roots.len()).map_or(0, |count| count + 1);
+        self.roots.insert(pid, number);
+        number
+    }
+
     /// Its parent says what it is.
     fn newborn(&mut self, pid: i32) {
         let parent = status_line(pid, "PPid:").and_then(|parent| parent.parse().ok());
         let parent = parent.and_then(|parent: i32| self.tracees.get(&parent));
         let role = match parent {
             Some(parent) if parent.program => None,
-            Some(parent) if parent.role == LAUNCHER => {
-                self.roots += 1;
-                Some(format!("root:{}", self.roots))
-            }
-            Some(_) => {
+            Some(parent) if parent.role == LAUNCHER => Some(format!("root:{}", self.root(pid))),
+            Some(parent) if parent.role == FIRST_ROOT || parent.role.starts_with("task:") => {
                 self.tasks += 1;
                 Some(format!("task:{}", self.tasks))
+            }
+            Some(_) => {
+                self.spares += 1;
+                Some(format!("spare:{}", self.spares))
             }
             // Its parent is dead already.
             None => Some(OTHER.to_owned()),
