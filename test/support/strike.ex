@@ -50,15 +50,34 @@ defmodule Stdio.Test.Strike do
   @doc "A run without a strike: for each process the names of its system calls, and the inits."
   @spec record(mode, ending, Path.t(), [action]) :: {%{role => [String.t()]}, [role]}
   def record(mode, ending, dir, actions \\ []) do
+    words = untouched(mode, ending, dir, actions)
+    {calls(words), for(["born", role, _, "init"] <- words, do: role)}
+  end
+
+  @doc "The calls of a run without a strike, but for those that failed with EAGAIN."
+  @spec record_done(mode, ending, Path.t()) :: %{role => [String.t()]}
+  def record_done(mode, ending, dir) do
+    words = untouched(mode, ending, dir, [])
+    again = for ["again", role, count] <- words, do: {role, count}
+
+    words
+    |> Enum.reject(fn
+      ["call", role, count | _] -> {role, count} in again
+      _ -> false
+    end)
+    |> calls()
+  end
+
+  defp untouched(mode, ending, dir, actions) do
     %{outcome: outcome, log: log, survivors: []} = at(mode, ending, nil, actions, dir)
     true = outcome in [:halted, {:exit_status, 3}]
+    words(log)
+  end
 
-    calls =
-      for ["call", role, _, _, name] <- words(log), reduce: %{} do
-        calls -> Map.update(calls, role, [name], &(&1 ++ [name]))
-      end
-
-    {calls, for(["born", role, _, "init"] <- words(log), do: role)}
+  defp calls(words) do
+    for ["call", role, _, _, name] <- words, reduce: %{} do
+      calls -> Map.update(calls, role, [name], &(&1 ++ [name]))
+    end
   end
 
   @doc "A run with a strike before that system call. `dir` has what `dir!/0` has made."

@@ -21,6 +21,7 @@
 //! ```text
 //! born ROLE PID [init]
 //! call ROLE COUNT NUMBER NAME
+//! again ROLE COUNT      it has failed with EAGAIN
 //! fired NANOSECONDS     since the epoch
 //! exec ROLE
 //! end ROLE
@@ -327,15 +328,22 @@ impl Tracer {
     }
 
     fn call(&mut self, pid: i32) {
-        let entered = entered(pid);
+        let stop = syscall_stop(pid);
         let Some(tracee) = self.tracees.get_mut(&pid) else {
             return resume(pid);
         };
-        let Some(number) = entered else {
-            if let Some(errno) = tracee.result.take() {
-                set_result(pid, errno);
+        let number = match stop {
+            Some(Stop::Entry(number)) => number,
+            Some(Stop::Exit(result)) => {
+                if let Some(errno) = tracee.result.take() {
+                    set_result(pid, errno);
+                } else if result == -i64::from(libc::EAGAIN) {
+                    let line = format!("again {} {}", tracee.role, tracee.calls);
+                    self.log(&line);
+                }
+                return resume(pid);
             }
-            return resume(pid);
+            None => return resume(pid),
         };
         tracee.calls += 1;
         let (role, calls) = (tracee.role.clone(), tracee.calls);
@@ -402,12 +410,19 @@ fn resume(pid: i32) {
     ptrace(libc::PTRACE_SYSCALL, pid, 0, 0);
 }
 
-/// The number of the system call that it is about to make; `None` if it comes out of one.
-/// PTRACE_GET_SYSCALL_INFO, Linux 5.3
-fn entered(pid: i32) -> Option<u64> {
+/// Where it has stopped. PTRACE_GET_SYSCALL_INFO, Linux 5.3
+enum Stop {
+    /// It is about to make the system call of this number.
+    Entry(u64),
+    /// It comes out of one with this result.
+    Exit(i64),
+}
+
+fn syscall_stop(pid: i32) -> Option<Stop> {
     const GET_SYSCALL_INFO: c_uint = 0x420e;
     const ENTRY: u8 = 1;
-    // op and architecture, two addresses, then for an entry the number and its arguments.
+    const EXIT: u8 = 2;
+    // op and architecture, two addresses, then the number and its arguments, or the result.
     let mut info = [0_u64; 11];
     let size = std::mem::size_of_val(&info);
     // SAFETY: the kernel writes at most `size` bytes to `info`.
@@ -419,7 +434,12 @@ fn entered(pid: i32) -> Option<u64> {
             info.as_mut_ptr().cast::<c_void>(),
         )
     };
-    (result > 0 && info[0].to_ne_bytes()[0] == ENTRY).then_some(info[3])
+    match info[0].to_ne_bytes()[0] {
+        _ if result <= 0 => None,
+        ENTRY => Some(Stop::Entry(info[3])),
+        EXIT => Some(Stop::Exit(info[3].cast_signed())),
+        _ => None,
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
