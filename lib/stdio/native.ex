@@ -79,16 +79,23 @@ defmodule Stdio.Native do
   # steps as of task_batch first
   def task_exec(_task, _steps, _program, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_exec_large(_task, _steps, _program, _ref), do: :erlang.nif_error(:nif_not_loaded)
+
+  # task_fork and task_exec in one; stream: {ref | nil, max_chunk, credit, {after, signal, grace} | nil} as of
+  # task_hold; refs: {of the fork, of the exec}, the second answered if the first is {:ok, task}
+  def task_start(_task, _steps, _program, _stream, _refs), do: :erlang.nif_error(:nif_not_loaded)
+
+  def task_start_large(_task, _steps, _program, _stream, _refs),
+    do: :erlang.nif_error(:nif_not_loaded)
+
   def task_filter(_task, _own, _children, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_sigaction(_task, _signal, _handler, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_forward(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_exit(_task, _status), do: :erlang.nif_error(:nif_not_loaded)
   def task_stop(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
 
-  # of the task of a stream; {ref, :ended} comes to its owner
-  def task_hold(_task, _ref, _max_chunk), do: :erlang.nif_error(:nif_not_loaded)
+  # of the task of a stream; {ref, :ended} comes to its owner, if a ref is given
+  def task_hold(_task, _stream), do: :erlang.nif_error(:nif_not_loaded)
   def task_release(_task), do: :erlang.nif_error(:nif_not_loaded)
-  def task_deadline(_task, _after, _signal, _grace), do: :erlang.nif_error(:nif_not_loaded)
   def task_terminate(_task, _signal, _grace), do: :erlang.nif_error(:nif_not_loaded)
   def task_reap(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)
 

@@ -91,30 +91,53 @@ defmodule Stdio.Op do
   end
 
   @doc false
-  # As task!/4, with what follows for a stream: `prepare` is called with the pipeline once it is there,
-  # and gives the program, which is executed behind the ops, in one message with the last of them.
-  @spec exec!(Stdio.t(), [op], fun, fun, (Stdio.pipeline() -> tuple)) ::
+  # As task!/4, with what follows for a stream: the last task is held as `stream` says, see task_hold of
+  # Stdio.Native, and executes the program behind the ops, in one message with the last of them. If `init`
+  # does no more than fork and all ops are one batch, that message is sent ahead of the fork.
+  @spec exec!(Stdio.t(), [op], fun, fun, tuple, tuple) ::
           {:ok, Stdio.pipeline()} | {:error, Stdio.posix()}
   # Raises what it found if an op has filtered the exec.
-  def exec!(%Stdio{init: supervisor}, ops, init, onerror, prepare)
+  def exec!(%Stdio{init: supervisor}, ops, init, onerror, program, stream)
       when is_function(init, 1) and is_function(onerror, 1) do
-    {pipeline, task} = fork!(init.(supervisor), init)
+    {pipeline, result} =
+      case start(supervisor, ops, init, program, stream) do
+        {:ok, task, pid, answer} ->
+          {[%{task: task, pid: pid}], Runner.answered(task, ops, program, answer)}
 
-    with :ok <- alive(task),
-         :ok <- Runner.exec(task, ops, prepare.(pipeline)) do
-      {:ok, pipeline}
+        {:error, _} = error ->
+          fork!(error, init)
+
+        :apart ->
+          {pipeline, task} = fork!(init.(supervisor), init)
+          {pipeline, exec(task, ops, program, stream)}
+      end
+
+    case result do
+      :ok -> {:ok, pipeline}
+      _ -> failed(result, pipeline, onerror)
+    end
+  end
+
+  defp failed({_, reason}, pipeline, onerror) do
+    undo(List.last(pipeline).task, onerror)
+    # Those of a supervisor that others share are nobody else's to forget.
+    for %{task: task} <- pipeline, do: Stdio.Task.__flush__(task)
+    if is_exception(reason), do: raise(reason), else: {:error, reason}
+  end
+
+  defp start(supervisor, ops, init, program, stream) do
+    with true <- is_struct(supervisor, Stdio.Task) and init == (&Stdio.Syscall.__fork__/1),
+         {:ok, calls} <- Runner.one_batch(ops) do
+      Stdio.Task.__start__(supervisor, calls, program, stream)
     else
-      {:error, %OpError{} = error} ->
-        undo(task, onerror)
-        raise error
+      _ -> :apart
+    end
+  end
 
-      {:error, reason} ->
-        undo(task, onerror)
-        {:error, reason}
-
-      {:raised, error} ->
-        undo(task, onerror)
-        raise error
+  defp exec(task, ops, program, stream) do
+    with :ok <- alive(task) do
+      Stdio.Native.task_hold(task.ref, stream)
+      Runner.exec(task, ops, program)
     end
   end
 

@@ -145,11 +145,16 @@ defmodule Stdio.Syscall do
   @spec subprocess(Config.t()) :: init
   def subprocess(config) do
     if namespaces(config) == [] do
-      fn task -> pipeline(Stdio.Task.fork(task)) end
+      &__MODULE__.__fork__/1
     else
       fn _task -> {:error, :enotsup} end
     end
   end
+
+  @doc false
+  # As an init function, one that says by its name that it does nothing but fork: see Stdio.Op.exec!/6.
+  @spec __fork__(task) :: {:ok, pipeline} | {:error, atom}
+  def __fork__(task), do: pipeline(Stdio.Task.fork(task))
 
   @doc false
   # The namespaces of its own that Stdio.Process gives a program.

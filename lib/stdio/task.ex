@@ -62,6 +62,12 @@ defmodule Stdio.Task do
   @typedoc "Calls that are denied, or all that are allowed; `[]`: as it is."
   @type filter :: [atom] | {:allow | :deny, [atom]}
 
+  @typep step :: {atom, [term], [posix], boolean}
+  @typep exec_answer ::
+           {:exec, :ok | {:error, posix} | {:raised, Exception.t()}}
+           | {:ok, non_neg_integer, :same | {:state, term}}
+           | {:stop, non_neg_integer, term, :same | {:state, term}}
+
   @max_chunk 65_536
   # Of a program that runs; after which it is given up on. ms.
   @stop_deadline 15_000
@@ -299,23 +305,13 @@ defmodule Stdio.Task do
   @doc false
   # The exec of a stream, with which the last steps of its ops travel. As __batch__/2; `{:exec, result}`
   # once all of them went well. `:raised`: an op has filtered it.
-  @spec __exec__(t, [{atom, [term], [posix], boolean}], tuple) ::
-          {:exec, :ok | {:error, posix} | {:raised, Exception.t()}}
-          | {:ok, non_neg_integer, :same | {:state, term}}
-          | {:stop, non_neg_integer, term, :same | {:state, term}}
+  @spec __exec__(t, [step], tuple) :: exec_answer
   def __exec__(%__MODULE__{} = task, calls, program) do
     ref = make_ref()
-    size = length(calls)
 
     case native_exec(task, calls, program, ref) do
       :ok ->
-        receive do
-          {^ref, {:done, _, :ok, :same}} -> {:exec, :ok}
-          {^ref, {:done, @died, error, :same}} -> {:exec, error}
-          {^ref, {:done, ^size, result, _state}} -> {:exec, exec_result(result)}
-          {^ref, {:done, done, :undef, state}} -> {:ok, done, state}
-          {^ref, {:done, done, result, state}} -> {:stop, done, result, state}
-        end
+        await_exec(ref, length(calls))
 
       result when calls == [] ->
         {:exec, exec_result(result)}
@@ -329,6 +325,43 @@ defmodule Stdio.Task do
 
       {:error, reason} ->
         {:stop, 0, {:error, reason}, :same}
+    end
+  end
+
+  defp await_exec(ref, size) do
+    receive do
+      {^ref, {:done, _, :ok, :same}} -> {:exec, :ok}
+      {^ref, {:done, @died, error, :same}} -> {:exec, error}
+      {^ref, {:done, ^size, result, _state}} -> {:exec, exec_result(result)}
+      {^ref, {:done, done, :undef, state}} -> {:ok, done, state}
+      {^ref, {:done, done, result, state}} -> {:stop, done, result, state}
+    end
+  end
+
+  @doc false
+  # fork/1, a hold and __exec__/3 in one step: the child finds its steps and its program as it is born. The
+  # pid is that of a child which may have ended by now. `:apart`: they are to be made one by one, and nothing
+  # has happened.
+  @spec __start__(t, [step], tuple, tuple) ::
+          {:ok, t, os_pid, exec_answer} | {:error, posix} | :apart
+  def __start__(%__MODULE__{} = task, calls, program, stream) do
+    {forked, execed} = refs = {make_ref(), make_ref()}
+
+    case native_start(task, calls, program, stream, refs) do
+      :ok ->
+        with {:ok, child} <- await_task(forked) do
+          answer = await_exec(execed, length(calls))
+          {pid, _parent, _pipeline, _execed, _alive} = Native.task_info(child.ref)
+          {:ok, child, pid, answer}
+        else
+          refused ->
+            # Perhaps its socket had ended before the fork was answered.
+            receive do: ({^execed, _} -> :ok), after: (0 -> :ok)
+            result(refused, {:fork, [task]})
+        end
+
+      {:error, _reason} ->
+        :apart
     end
   end
 
@@ -361,12 +394,20 @@ defmodule Stdio.Task do
     end
   end
 
-  # From here on copying arguments and environment takes a while: dirty I/O.
   defp native_exec(task, calls, program, ref) do
-    if :erlang.external_size(program) > 64 * 1024,
+    if large?(program),
       do: Native.task_exec_large(task.ref, calls, program, ref),
       else: Native.task_exec(task.ref, calls, program, ref)
   end
+
+  defp native_start(task, calls, program, stream, refs) do
+    if large?(program),
+      do: Native.task_start_large(task.ref, calls, program, stream, refs),
+      else: Native.task_start(task.ref, calls, program, stream, refs)
+  end
+
+  # From here on copying arguments and environment takes a while: dirty I/O.
+  defp large?(program), do: :erlang.external_size(program) > 64 * 1024
 
   defp text!(text) do
     case Stdio.Config.Text.iodata(text) do
@@ -897,7 +938,7 @@ defmodule Stdio.Task do
 
   @doc false
   # The side of a task in a run of ops: see Stdio.Op.Runner.
-  @spec __batch__(t, [{atom, [term], [posix], boolean}]) ::
+  @spec __batch__(t, [step]) ::
           {:ok, non_neg_integer, :same | {:state, term}}
           | {:stop, non_neg_integer, term, :same | {:state, term}}
   def __batch__(%__MODULE__{} = task, calls) do
@@ -971,8 +1012,7 @@ defmodule Stdio.Task do
     with {:ok, child} <- fork(task) do
       ref = make_ref()
       # Whatever the options of the task: all of its output, and to hear of its end.
-      Native.task_hold(child.ref, ref, @max_chunk)
-      setcpid(child, :flowcontrol, -1)
+      Native.task_hold(child.ref, {ref, @max_chunk, -1, nil})
 
       try do
         with :ok <- exec(child, program, {:execvp, [child, argv]}), do: collect(child, ref, [])
@@ -1005,10 +1045,17 @@ defmodule Stdio.Task do
 
   # Of one that ended before it was a program.
   defp flush(child, ref) do
+    receive do: ({^ref, :ended} -> :ok), after: (0 -> :ok)
+    __flush__(child)
+  end
+
+  @doc false
+  # Forgets the messages of a task that are there.
+  @spec __flush__(t) :: :ok
+  def __flush__(%__MODULE__{} = task) do
     receive do
-      {^ref, :ended} -> flush(child, ref)
-      {_event, ^child, _} -> flush(child, ref)
-      {:signal, ^child, _, _} -> flush(child, ref)
+      {_event, ^task, _} -> __flush__(task)
+      {:signal, ^task, _, _} -> __flush__(task)
     after
       0 -> :ok
     end

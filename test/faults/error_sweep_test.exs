@@ -36,6 +36,7 @@ defmodule Stdio.Faults.ErrorSweepTest do
 
   for {mode, tag} <- [
         process: :linux,
+        shared: :linux,
         pid_namespace: :userns,
         rootless: :userns,
         container: :root

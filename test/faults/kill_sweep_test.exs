@@ -23,6 +23,7 @@ defmodule Stdio.Faults.KillSweepTest do
 
   for {mode, tag} <- [
         process: :linux,
+        shared: :linux,
         pid_namespace: :userns,
         rootless: :userns,
         container: :root
@@ -139,7 +140,7 @@ defmodule Stdio.Faults.KillSweepTest do
   end
 
   # Best effort: what the program has forked survives the death of both helpers.
-  defp good?(:process, :both, {ending, _, _}, result),
+  defp good?(mode, :both, {ending, _, _}, result) when mode in [:process, :shared],
     do: Strike.expected?(ending, result.outcome)
 
   defp good?(_, :beam, _, %{fired: true} = result),

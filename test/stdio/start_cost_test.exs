@@ -32,7 +32,7 @@ defmodule Stdio.StartCostTest do
           do: Proc.kill(pid)
     end)
 
-    %{log: log}
+    %{log: log, dir: dir}
   end
 
   test "a program under Stdio.Process", %{log: log} do
@@ -45,6 +45,14 @@ defmodule Stdio.StartCostTest do
     run = fn -> assert Enum.to_list(Stdio.stream!(["/bin/true"], phases)) == [exit_status: 0] end
     assert_cost(log, :shared, run)
     Stdio.Task.stop(supervisor.init)
+  end
+
+  # Procfs is opened for its number in there, and for the descriptors to close; once more for each process
+  # that a walk meets.
+  @tag :root
+  test "a container is ended by one kill, of its PID 1, however long that takes", %{dir: dir} do
+    {calls, ["task:1"]} = Strike.record(:container, :halted, dir)
+    assert Enum.count(calls["root:1"], &(&1 == "openat")) <= 8
   end
 
   # How often a thread waits, or wakes another, depends on the machine: futex(2), epoll_wait(2).

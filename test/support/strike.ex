@@ -12,8 +12,8 @@ defmodule Stdio.Test.Strike do
 
   alias Stdio.Test.{Fault, Peer, Proc}
 
-  @typedoc "How the program is run."
-  @type mode :: :process | :pid_namespace | :rootless | :container
+  @typedoc "How the program is run; `:shared`: below a supervisor that is stopped after it."
+  @type mode :: :process | :shared | :pid_namespace | :rootless | :container
   @typedoc "`:exits`: the program ends by itself, before its children; `:halted`: it is halted."
   @type ending :: :exits | :halted
   @typedoc "`\"launcher\"`, `\"root:1\"`, `\"task:1\"`, ..., below other roots `\"spare:1\"`, ..., or `\"beam\"`."
@@ -113,10 +113,27 @@ defmodule Stdio.Test.Strike do
 
   @doc "The stream that is run, as source for a peer too."
   @spec outcome(mode, ending, String.t(), Path.t()) :: term
+  def outcome(:shared, ending, mark, _dir) do
+    case Stdio.supervisor(:noshutdown) do
+      {:ok, supervisor} ->
+        outcome = run(Stdio.with_supervisor(Stdio.Process, supervisor), [], ending, mark)
+        Stdio.Task.stop(root = supervisor.init)
+        # Whose supervisor it is hears of its end.
+        receive do: ({_event, ^root, _} -> outcome), after: (0 -> outcome)
+
+      {:error, reason} ->
+        {:error, Stdio.StreamError.exception(action: "supervisor", reason: reason, command: [])}
+    end
+  end
+
   def outcome(mode, ending, mark, dir) do
+    {behaviour, config} = behaviour(mode, Path.join(dir, "root"))
+    run(behaviour, config, ending, mark)
+  end
+
+  defp run(behaviour, config, ending, mark) do
     last = if ending == :exits, do: "exit 3", else: "wait"
     line = "(setsid sleep #{mark} &); sleep #{mark} & echo ready; #{last}"
-    {behaviour, config} = behaviour(mode, Path.join(dir, "root"))
     stream = Stdio.stream!(["/bin/sh", "-c", line], behaviour, config)
 
     case ending do

@@ -51,6 +51,23 @@ defmodule Stdio.Op.Runner do
           :ok | {:error, OpError.t() | Stdio.posix()} | {:raised, Exception.t()}
   def exec(task, ops, program), do: levels([{[ops], []}], {task, Stdio.Task, program})
 
+  @doc """
+  The requests that `exec/3` would send with the program, if it would make one message of all.
+  """
+  @spec one_batch([Stdio.Op.op()]) :: {:ok, [tuple]} | :error
+  def one_batch(ops) do
+    calls = batch(ops, Stdio.Task)
+    if length(calls) == length(ops), do: {:ok, requests(calls)}, else: :error
+  end
+
+  @doc "Goes on as `exec/3` from the answer to that message."
+  @spec answered(Stdio.Task.t(), [Stdio.Op.op()], tuple, term) ::
+          :ok | {:error, OpError.t() | Stdio.posix()} | {:raised, Exception.t()}
+  def answered(task, ops, program, answer) do
+    calls = batch(ops, Stdio.Task)
+    came({:value, answer}, :__exec__, calls, [{ops, []}], {task, Stdio.Task, program})
+  end
+
   defp levels([], {_task, _builtin, nil}), do: :ok
 
   defp levels([], {task, builtin, program}) do
@@ -92,12 +109,18 @@ defmodule Stdio.Op.Runner do
 
   # `program`: a list of one if these are the last.
   defp batched(calls, levels, {task, builtin, _program} = context, program) do
-    size = length(calls)
-    requests = Enum.map(calls, &{&1.fun, &1.args, &1.ignore, &1.errexit})
     fun = if program == [], do: :__batch__, else: :__exec__
-    offer = %Call{module: builtin, fun: fun, args: [requests | program]}
+    offer = %Call{module: builtin, fun: fun, args: [requests(calls) | program]}
+    offer |> make(task, []) |> came(fun, calls, levels, context)
+  end
 
-    case make(offer, task, []) do
+  defp requests(calls), do: Enum.map(calls, &{&1.fun, &1.args, &1.ignore, &1.errexit})
+
+  # What came of the offer of a batch.
+  defp came(answer, fun, calls, levels, {task, builtin, _program} = context) do
+    size = length(calls)
+
+    case answer do
       {:value, {:exec, result}} ->
         result
 
@@ -115,7 +138,7 @@ defmodule Stdio.Op.Runner do
 
       # A fault of ours, not of an op.
       other ->
-        error(other, {builtin, fun, [task, requests]}, levels)
+        error(other, {builtin, fun, [task, requests(calls)]}, levels)
     end
   end
 

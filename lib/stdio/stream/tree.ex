@@ -108,15 +108,10 @@ defmodule Stdio.Stream.Tree do
     init = namespace(run, phases.init.(config))
     ops = phases.ops.(config)
 
-    prepare = fn pipeline ->
-      %{task: task} = List.last(pipeline)
-      Native.task_hold(task.ref, run.ref, Config.get(config, :max_chunk))
-      Native.task_setcpid(task.ref, "flowcontrol", @credit)
-      deadline(task, config)
-      program(run)
-    end
+    hold = if acts_at_end?(run, init), do: run.ref
+    stream = {hold, Config.get(config, :max_chunk), @credit, deadline(config)}
 
-    case Op.exec!(run.supervisor, ops, init, onerror, prepare) do
+    case Op.exec!(run.supervisor, ops, init, onerror, program(run), stream) do
       {:ok, pipeline} ->
         %{task: task, pid: pid} = List.last(pipeline)
         span = %{run.span | containment: Native.task_containment(task.ref)}
@@ -131,6 +126,13 @@ defmodule Stdio.Stream.Tree do
     end
   end
 
+  # Whether rule 2 has anything to do between the end of the program and that of its pipes. The shipped
+  # onexit ends a program that has not, which is the only one here.
+  defp acts_at_end?(%{phases: phases, supervisor: supervisor}, init) do
+    not (supervisor.atexit == :noshutdown and init == (&Stdio.Syscall.__fork__/1) and
+           phases.onexit == (&Stdio.Process.onexit/1))
+  end
+
   # Containment that was asked for and is not to be had is the supervisor's failure.
   defp namespace(%{phases: %{init: phase}, config: config} = run, init) do
     if phase == (&Stdio.Process.init/1) and Config.get(config, :containment) == :pid_namespace do
@@ -143,13 +145,11 @@ defmodule Stdio.Stream.Tree do
     end
   end
 
-  defp deadline(task, config) do
+  # From exec on.
+  defp deadline(config) do
     case Config.limits_ms(config) do
-      %{timeout: :infinity} ->
-        :ok
-
-      %{timeout: timeout, kill_timeout: grace} ->
-        Native.task_deadline(task.ref, timeout, Config.kill_signal(config), grace)
+      %{timeout: :infinity} -> nil
+      %{timeout: timeout, kill_timeout: grace} -> {timeout, Config.kill_signal(config), grace}
     end
   end
 
@@ -334,11 +334,11 @@ defmodule Stdio.Stream.Tree do
 
   defp flush_all(%{ref: ref, pipeline: pipeline, supervisor: supervisor}) do
     flush_ref(ref)
-    for %{task: task} <- pipeline || [], do: flush(task)
+    for %{task: task} <- pipeline || [], do: Stdio.Task.__flush__(task)
 
     with %Stdio{init: %Stdio.Task{} = root, atexit: atexit} when atexit != :noshutdown <-
            supervisor,
-         do: flush(root)
+         do: Stdio.Task.__flush__(root)
   end
 
   # A start that failed has no pipeline, but may have had tasks, which have ended on their own.
@@ -349,7 +349,7 @@ defmodule Stdio.Stream.Tree do
     for message <- messages,
         %Stdio.Task{ref: ref} = task when ref != nil <- [sender(message)],
         Native.task_same_tree(ref, root.ref),
-        do: flush(task)
+        do: Stdio.Task.__flush__(task)
 
     :ok
   end
@@ -363,15 +363,6 @@ defmodule Stdio.Stream.Tree do
   defp flush_ref(ref) do
     receive do
       {^ref, :ended} -> flush_ref(ref)
-    after
-      0 -> :ok
-    end
-  end
-
-  defp flush(task) do
-    receive do
-      {_event, ^task, _} -> flush(task)
-      {:signal, ^task, _, _} -> flush(task)
     after
       0 -> :ok
     end

@@ -62,8 +62,12 @@ pub fn forget(id: TaskId) {
     registry().remove(&id);
 }
 
-/// A child that was asked for and will not be: its descriptors go with it.
+/// A child that was asked for and will not be: its descriptors go with it. Who has asked for more of it
+/// hears of the fork alone.
 fn unborn(parent: &Node, child: TaskId) {
+    if let Some(child) = find(child) {
+        child.node.lock().pending.clear();
+    }
     forget(child);
     parent.shard.command(Command::ForgetNode(child));
 }

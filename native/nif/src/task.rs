@@ -17,8 +17,8 @@ use serde_bytes::ByteBuf;
 use stdio_protocol::channel;
 use stdio_protocol::constant::{self, Family};
 use stdio_protocol::message::{
-    Birth, Escalation, Exec, Filter, Handler, Program, Redirect, Setting, Step, Supervise, ToNode,
-    User,
+    Birth, Escalation, Exec, Filter, Handler, Program, Redirect, Setting, Step, Supervise, TaskId,
+    ToNode, User,
 };
 use stdio_protocol::value::BadArgument;
 
@@ -192,7 +192,21 @@ fn task_fork<'a>(env: Env<'a>, parent: Task, clone: u64, reference: Reference<'a
         Ok(made) => made,
         Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
     };
-    let task = child.node.id;
+    let asked = ask_fork(env, node, child.node.id, clone, fds, reference);
+    if asked.is_err() {
+        node::never_born(node, child.node.id, None);
+    }
+    answer(env, asked)
+}
+
+fn ask_fork(
+    env: Env<'_>,
+    parent: &Node,
+    task: TaskId,
+    clone: u64,
+    fds: Vec<OwnedFd>,
+    reference: Reference<'_>,
+) -> Result<(), Rejected> {
     let build = |sequence| ToNode::Fork {
         sequence,
         task,
@@ -203,11 +217,7 @@ fn task_fork<'a>(env: Env<'a>, parent: Task, clone: u64, reference: Reference<'a
         waiter: waiter(env, reference),
         kind: Kind::Fork(task),
     };
-    let asked = node.ask(build, fds, pending);
-    if asked.is_err() {
-        node::never_born(node, task, None);
-    }
-    answer(env, asked)
+    parent.ask(build, fds, pending)
 }
 
 /// The ids of the user namespace, if not the parent's; steps; to guard another child as a supervisor.
@@ -382,10 +392,40 @@ fn exec<'a>(
         Ok(steps) => steps,
         Err(bad) => return bad_step(env, bad),
     };
+    if !task.node.lock().children.is_empty() {
+        return answer(env, Err(Rejected::Errno(Errno::EACCES)));
+    }
+    answer(
+        env,
+        ask_exec(&task.node, steps, program, waiter(env, reference)),
+    )
+}
+
+fn ask_exec(
+    node: &Node,
+    steps: Vec<Step>,
+    program: ProgramSpec<'_>,
+    waiter: Waiter,
+) -> Result<(), Rejected> {
+    let stdin_null = matches!(&program, ProgramSpec::Stream(.., StdinMode::Null, _));
+    let (program, fds) = read_program(program).map_err(Rejected::Errno)?;
+    let pending = Pending {
+        waiter,
+        kind: Kind::Exec { stdin_null },
+    };
+    let build = |sequence| ToNode::Exec {
+        sequence,
+        steps,
+        program,
+    };
+    node.ask(build, fds, pending)
+}
+
+/// With the descriptors that go with it.
+fn read_program(program: ProgramSpec<'_>) -> Result<(Program, Vec<OwnedFd>), Errno> {
     let bytes = |binary: &Binary<'_>| ByteBuf::from(binary.as_slice());
     let list = |list: &[Binary<'_>]| list.iter().map(bytes).collect::<Vec<_>>();
     let mut fds = Vec::new();
-    let stdin_null = matches!(&program, ProgramSpec::Stream(.., StdinMode::Null, _));
     let program = match &program {
         ProgramSpec::Path(file, argv, environ) => Program::Path {
             exec: Exec {
@@ -403,10 +443,7 @@ fn exec<'a>(
                 stderr_to_stdout: *stderr == StderrMode::Stdout,
             };
             if redirect.stdin_null || redirect.stderr_null {
-                match fd::null() {
-                    Ok(null) => fds.push(null),
-                    Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
-                }
+                fds.push(fd::null()?);
             }
             Program::Path {
                 exec: Exec {
@@ -428,19 +465,69 @@ fn exec<'a>(
             env: list(environ),
         },
     };
-    if !task.node.lock().children.is_empty() {
-        return answer(env, Err(Rejected::Errno(Errno::EACCES)));
+    Ok((program, fds))
+}
+
+/// As the stream of a task wants it: the tag of its end, if it has something to do then; the size of
+/// chunks, credit; and ms from exec to an escalation, a signal and ms of grace.
+type StreamSpec<'a> = (Option<Reference<'a>>, usize, i64, Option<(u64, i32, u64)>);
+
+/// A child that finds its steps and its program as it is born, so that nobody waits for its birth. The first
+/// reference is that of `task_fork`'s answer, the second that of `task_exec`'s, which comes if the first is
+/// `{:ok, task}`, perhaps before it.
+#[rustler::nif]
+fn task_start<'a>(
+    env: Env<'a>,
+    parent: Task,
+    steps: Vec<StepSpec<'a>>,
+    program: ProgramSpec<'a>,
+    stream: StreamSpec<'a>,
+    references: (Reference<'a>, Reference<'a>),
+) -> Term<'a> {
+    start(env, &parent, &steps, program, stream, references)
+}
+
+/// The same for arguments and environments that take a while to copy.
+#[rustler::nif(schedule = "DirtyIo")]
+fn task_start_large<'a>(
+    env: Env<'a>,
+    parent: Task,
+    steps: Vec<StepSpec<'a>>,
+    program: ProgramSpec<'a>,
+    stream: StreamSpec<'a>,
+    references: (Reference<'a>, Reference<'a>),
+) -> Term<'a> {
+    start(env, &parent, &steps, program, stream, references)
+}
+
+fn start<'a>(
+    env: Env<'a>,
+    parent: &Task,
+    steps: &[StepSpec<'a>],
+    program: ProgramSpec<'a>,
+    stream: StreamSpec<'a>,
+    (forked, execed): (Reference<'a>, Reference<'a>),
+) -> Term<'a> {
+    let steps = match decode_steps(env, steps) {
+        Ok(steps) => steps,
+        Err(bad) => return bad_step(env, bad),
+    };
+    let node = &parent.node;
+    if has_too_many(node, 1) {
+        return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
     }
-    let pending = Pending {
-        waiter: waiter(env, reference),
-        kind: Kind::Exec { stdin_null },
+    let (child, fds) = match make_child(env, node, 0) {
+        Ok(made) => made,
+        Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
     };
-    let build = |sequence| ToNode::Exec {
-        sequence,
-        steps,
-        program,
-    };
-    answer(env, task.node.ask(build, fds, pending))
+    hold(&child.node, stream);
+    // What is sent first is there first.
+    let asked = ask_exec(&child.node, steps, program, waiter(env, execed))
+        .and_then(|()| ask_fork(env, node, child.node.id, 0, fds, forked));
+    if asked.is_err() {
+        node::never_born(node, child.node.id, None);
+    }
+    answer(env, asked)
 }
 
 #[derive(NifTaggedEnum)]
@@ -620,28 +707,32 @@ fn mute(task: &Task, pid: LocalPid) {
     }
 }
 
-/// Makes this the task of a stream: `{ref, :ended}` comes to its owner when the process has ended,
-/// and its pipes are read to their end after `task_release`.
+/// Makes this the task of a stream, which gets its terminal event in any case. With a reference
+/// `{ref, :ended}` comes to its owner when the process has ended, and its pipes are read to their end
+/// after `task_release`.
 #[rustler::nif]
-fn task_hold<'a>(task: Task, reference: Reference<'a>, max_chunk: usize) -> Atom {
-    let mut inner = task.node.lock();
-    inner.hold = Some(Tag::new(reference));
-    inner.awaited = true;
-    inner.max_chunk = max_chunk;
+fn task_hold<'a>(task: Task, stream: StreamSpec<'a>) -> Atom {
+    hold(&task.node, stream);
     atoms::ok()
+}
+
+fn hold(node: &Node, (reference, max_chunk, credit, deadline): StreamSpec<'_>) {
+    {
+        let mut inner = node.lock();
+        inner.hold = reference.map(Tag::new);
+        inner.awaited = true;
+        inner.max_chunk = max_chunk;
+        inner.deadline = deadline.map(|(after_ms, signal, grace_ms)| {
+            let escalation = Escalation { signal, grace_ms };
+            (Duration::from_millis(after_ms), escalation)
+        });
+    }
+    node.grant(|_| credit.max(-1));
 }
 
 #[rustler::nif]
 fn task_release(task: Task) -> Atom {
     task.node.shard.command(Command::ReleaseNode(task.node.id));
-    atoms::ok()
-}
-
-/// The escalation begins `after_ms` after exec.
-#[rustler::nif]
-fn task_deadline(task: Task, after_ms: u64, signal: i32, grace_ms: u64) -> Atom {
-    let escalation = Escalation { signal, grace_ms };
-    task.node.lock().deadline = Some((Duration::from_millis(after_ms), escalation));
     atoms::ok()
 }
 

@@ -145,6 +145,12 @@ pub fn signal_if_descendant(pid: Pid, signal: i32) {
 /// is found by its process group or session, as long as it has not left these too.
 pub fn kill_subtree(child: Pid) -> usize {
     const PASSES: u32 = 64;
+    let number = Procfs::find().and_then(|procfs| procfs.number(child));
+    if number.is_some_and(sys::leads_namespace) {
+        // The kernel ends all that is in there, and then it.
+        let _ = sys::kill(child.as_raw(), libc::SIGKILL);
+        return 1;
+    }
     let mut seen = HashSet::new();
     for pass in 0..PASSES {
         if pass >= Killer::CHEAP {

@@ -1,0 +1,206 @@
+defmodule Stdio.StartAheadTest do
+  # A start whose ops and program are sent ahead of its fork (Stdio.Op.exec!/6) comes to what one does
+  # that is made step by step.
+  use Stdio.Test.StreamCase
+
+  import Stdio.Test.Fault, only: [aside: 1, await: 1]
+  alias Stdio.{Native, Task}
+
+  # The same under another name, by which it is not known.
+  defp apart(config) do
+    init = Stdio.Process.init(config)
+    fn supervisor -> init.(supervisor) end
+  end
+
+  defp shared!(filter \\ []) do
+    {:ok, supervisor} = Stdio.supervisor(:noshutdown, filter)
+    on_exit(fn -> Task.stop(supervisor.init) end)
+    supervisor
+  end
+
+  defp outcome(phases, supervisor, command, config) do
+    behaviour = if supervisor, do: Stdio.with_supervisor(phases, supervisor), else: phases
+    {:elements, Enum.to_list(Stdio.stream!(command, behaviour, config))}
+  rescue
+    # Its message names the task.
+    error -> Map.delete(error, :message)
+  end
+
+  @starts [
+    {"no ops", [], "echo a; echo b >&2; exit 3", []},
+    {"ops", [{:setsid, []}, {:chdir, ["/tmp"]}], "pwd", []},
+    {"a level of its own", [{:setsid, []}, [{:chdir, ["/tmp"]}]], "pwd", []},
+    {"an op that fails", [{:setsid, []}, {:chdir, ["/nonexistent"]}, {:chdir, ["/"]}], "true",
+     []},
+    {"one to be ignored", [{:chdir, ["/nonexistent"], ignore: [:enoent]}], "exit 4", []},
+    {"one that may fail", [{:chdir, ["/nonexistent"], errexit: false}], "exit 4", []},
+    {"no such call", [{:setsid, []}, {:fake_syscall, []}], "true", []},
+    {"a wrong argument", [{:setsid, []}, {:chdir, [:not_a_path]}], "true", []},
+    {"one argument too many", [{:setsid, [1]}], "true", []},
+    {"not an op", [{:setsid, []}, :nothing], "true", []},
+    {"a result that is none", [{:setsid, []}, {:getpid, []}], "true", []},
+    {"a state", [{:getcwd, []}, {Stdio.Test.Forward, :call, [:x, 1], errexit: false}], "true",
+     []},
+    {"a program as an op", [{:execve, [["/bin/sleep", "100"], []]}], "true", []},
+    {"exec filtered", [{:filter, [[:execve]]}], "true", []},
+    {"the call after it filtered", [{:filter, [[:chdir]]}, {:chdir, ["/"]}], "true", []},
+    {"dead", [{:kill, [0, :sigkill]}], "true", []},
+    {"no such program", [], ["/nonexistent"], []},
+    {"not a program", [{:setsid, []}], ["/"], []},
+    {"too long", [{:setsid, []}], ["/bin/true", String.duplicate("a", 200_000)], []},
+    {"much", [{:setsid, []}], ["/bin/echo" | List.duplicate("0123456789", 20_000)], []},
+    {"streams", [], "cat; echo a >&2", [stdin: :null, stderr: :null]},
+    {"a timeout", [{:setsid, []}], ["/bin/sleep", "100"], [timeout: 100]},
+    {"small chunks", [], "printf abcdef", [max_chunk: 2]}
+  ]
+
+  for {name, ops, command, config} <- @starts, shared? <- [true, false] do
+    @tag start: Macro.escape({ops, command, config})
+    test "#{name}, #{if shared?, do: "a supervisor of several", else: "one of its own"}",
+         context do
+      {ops, command, config} = context.start |> Code.eval_quoted() |> elem(0)
+      supervisor = if unquote(shared?), do: shared!()
+      # Every call is made in a process group of its own, for the one that kills it.
+      ops = [{:setpgid, [0, 0], errexit: false} | ops]
+      phases = [ops: fn _ -> ops end]
+      ahead = outcome(phases, supervisor, command, config)
+      apart = outcome([init: &apart/1] ++ phases, supervisor, command, config)
+      assert ahead == apart
+      assert messages() == []
+      if supervisor, do: assert(Task.cpid(supervisor.init) == [])
+    end
+  end
+
+  test "no more than so many children" do
+    supervisor = shared!()
+    true = Task.setopt(supervisor.init, :maxchild, 0)
+
+    for init <- [&Stdio.Process.init/1, &apart/1] do
+      assert %{__struct__: Stdio.OpError, reason: :eagain} =
+               outcome([init: init], supervisor, "true", [])
+    end
+  end
+
+  test "a supervisor that may not fork, and a dead one" do
+    supervisor = shared!([:fork])
+
+    outcomes =
+      for init <- [&Stdio.Process.init/1, &apart/1],
+          do: outcome([init: init], supervisor, "true", [])
+
+    assert [%{__struct__: UndefinedFunctionError, function: :fork} = same, same] = outcomes
+    Task.stop(supervisor.init)
+
+    for init <- [&Stdio.Process.init/1, &apart/1] do
+      assert %{__struct__: Stdio.OpError, reason: :esrch} =
+               outcome([init: init], supervisor, "true", [])
+    end
+  end
+
+  # A supervisor that does not run for the moment, and a consumer whose start is on its way to it.
+  defp asked!(consume) do
+    %{init: root} = supervisor = shared!()
+    pid = Task.pidof(root)
+    :ok = Proc.kill(pid, 19)
+    assert Proc.wait_until(fn -> match?(%{state: "T"}, Proc.stat(pid)) end)
+    behaviour = Stdio.with_supervisor(Stdio.Process, supervisor)
+    consumer = consume.(behaviour)
+    waits = {:current_function, {Task, :await_task, 1}}
+
+    assert Proc.wait_until(fn ->
+             Process.info(consumer_pid(consumer), :current_function) == waits
+           end)
+
+    {consumer, root, pid, behaviour}
+  end
+
+  defp consumer_pid(%{pid: pid}), do: pid
+  defp consumer_pid(pid), do: pid
+
+  test "a consumer that is killed before its program is born leaves nothing", %{mark: mark} do
+    consume = fn behaviour ->
+      spawn(fn -> Stream.run(Stdio.stream!(["/bin/sleep", "1000", mark], behaviour)) end)
+    end
+
+    {consumer, root, pid, behaviour} = asked!(consume)
+    Process.exit(consumer, :kill)
+    :ok = Proc.kill(pid, 18)
+    assert Enum.to_list(Stdio.stream!(["/bin/true"], behaviour)) == [exit_status: 0]
+    assert Proc.wait_until(fn -> Task.cpid(root) == [] end)
+    assert Proc.gone?(mark)
+  end
+
+  # Which of the two sockets is seen to end first is a matter of luck.
+  test "a supervisor that dies before: the start fails, and leaves no message", %{mark: mark} do
+    consume = fn behaviour ->
+      aside(fn ->
+        stream = Stdio.stream!(["/bin/true", mark], behaviour)
+        error = assert_raise Stdio.OpError, fn -> Stream.run(stream) end
+        # What might come late is there by now.
+        Process.sleep(20)
+        error.reason
+      end)
+    end
+
+    for _ <- 1..20 do
+      {consumer, root, pid, _} = asked!(consume)
+      :ok = Proc.kill(pid)
+      assert await(consumer) == :esrch
+      assert_receive {:termsig, ^root, :sigkill}
+    end
+
+    assert Proc.gone?(mark)
+  end
+
+  test "a process that dies while it is set up leaves no message, however late onerror is" do
+    onerror = fn _config ->
+      fn task ->
+        Process.sleep(50)
+        Task.stop(task)
+      end
+    end
+
+    phases = [ops: fn _ -> [{:setsid, []}, {:kill, [0, :sigkill]}] end, onerror: onerror]
+
+    for init <- [&Stdio.Process.init/1, &apart/1] do
+      outcome = outcome([init: init] ++ phases, shared!(), "true", [])
+      assert %{__struct__: Stdio.StreamError, reason: :eagain} = outcome
+      assert messages() == []
+    end
+  end
+
+  test "the consumer has three messages to wait for" do
+    supervisor = shared!()
+    behaviour = Stdio.with_supervisor(Stdio.Process, supervisor)
+    :erlang.trace_pattern({Native, :task_start, 5}, true, [])
+    test = self()
+
+    consumer =
+      spawn_link(fn ->
+        receive do:
+                  (:go ->
+                     [exit_status: 0] = Enum.to_list(Stdio.stream!(["/bin/true"], behaviour)))
+
+        send(test, :over)
+      end)
+
+    :erlang.trace(consumer, true, [:receive, :call])
+    send(consumer, :go)
+    assert_receive :over
+    :erlang.trace_pattern({Native, :task_start, 5}, false, [])
+
+    traced =
+      for {:trace, ^consumer, kind, what} <- messages(),
+          what not in [:go, :timeout],
+          do: {kind, what}
+
+    assert [
+             {:call, {Native, :task_start, _}},
+             {:receive, {forked, {:ok, task}}},
+             {:receive, {execed, {:done, 0, :ok, :same}}},
+             {:receive, {:exit_status, task, 0}}
+           ] = Enum.sort_by(traced, &elem(&1, 0))
+
+    assert is_reference(forked) and is_reference(execed)
+  end
+end
