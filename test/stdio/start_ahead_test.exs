@@ -5,6 +5,7 @@ defmodule Stdio.StartAheadTest do
 
   import Stdio.Test.Fault, only: [aside: 1, await: 1]
   alias Stdio.{Native, Task}
+  alias Stdio.Test.Strike
 
   # The same under another name, by which it is not known.
   defp apart(config) do
@@ -167,6 +168,40 @@ defmodule Stdio.StartAheadTest do
       assert %{__struct__: Stdio.StreamError, reason: :eagain} = outcome
       assert messages() == []
     end
+  end
+
+  # It has run and ended by then, as the supervisor does not send its answer.
+  @tag :strace
+  test "a program whose birth is never told leaves no message" do
+    dir = Strike.dir!()
+    on_exit(fn -> File.rm_rf!(dir) end)
+    {%{"root:1" => calls}, _} = Strike.record(:shared, :exits, dir)
+    fork = Enum.find_index(calls, &(&1 == "clone3"))
+    answer = fork + Enum.find_index(Enum.drop(calls, fork), &(&1 == "sendmsg"))
+
+    # Calls are counted from 1. EPERM
+    for _ <- 1..5 do
+      result = Strike.at(:shared, :exits, {"root:1", answer + 1}, [error: 1], dir)
+      assert %{fired: true, call: "sendmsg", survivors: []} = result
+      assert {:error, %Stdio.OpError{reason: :esrch}} = result.outcome
+    end
+  end
+
+  # Should it die before it answers, nobody would end a program that has no death signal.
+  test "below a supervisor that is another task's child it is made step by step" do
+    {:ok, root} = Task.fork()
+    {:ok, task} = Task.fork(root)
+    {:ok, supervisor} = Stdio.supervise(task, :noshutdown)
+    ends = {make_ref(), 65_536, -1, nil}
+    program = {:search, "true", ["true"]}
+    refs = {make_ref(), make_ref()}
+    assert {:error, reason} = Native.task_start(task.ref, [], program, ends, refs)
+    # One number on Linux.
+    assert reason in [:enotsup, :eopnotsupp]
+    assert Task.cpid(task) == []
+    assert outcome([], supervisor, "exit 3", []) == {:elements, [exit_status: 3]}
+    Task.stop(root)
+    assert messages() == []
   end
 
   test "the consumer has three messages to wait for" do

@@ -118,8 +118,9 @@ defmodule Stdio.Test.Strike do
       {:ok, supervisor} ->
         outcome = run(Stdio.with_supervisor(Stdio.Process, supervisor), [], ending, mark)
         Stdio.Task.stop(root = supervisor.init)
-        # Whose supervisor it is hears of its end.
-        receive do: ({_event, ^root, _} -> outcome), after: (0 -> outcome)
+        # Whose supervisor it is gets what it says, and its end.
+        Stdio.Task.__flush__(root)
+        outcome
 
       {:error, reason} ->
         {:error, Stdio.StreamError.exception(action: "supervisor", reason: reason, command: [])}

@@ -157,8 +157,10 @@ pub struct Inner {
     pub carried: bool,
     /// It is such a parent.
     pub carrier: bool,
-    /// One that has not said yet that it serves: nobody has a handle, and its end is no event.
+    /// Not heard of yet: nobody has a handle, its output is not read, and its end is no event.
     pub nascent: bool,
+    /// It has had output as such, which waits until it is introduced.
+    unread: bool,
     /// Of a root: kills its cgroup, should every helper be dead.
     cgroup_kill: Option<File>,
     /// Processes that have stopped it themselves: they get no event of it.
@@ -273,6 +275,7 @@ impl Node {
                 carried: false,
                 carrier: false,
                 nascent: parent.is_none(),
+                unread: false,
                 cgroup_kill: None,
                 muted: Vec::new(),
                 ownerless: false,
@@ -358,6 +361,18 @@ impl Node {
         let mut inner = self.lock();
         inner.credit = change(inner.credit);
         if inner.credit != 0 {
+            for (role, stream) in STREAMS {
+                self.arm(&inner, role, stream);
+            }
+        }
+    }
+
+    /// Who asked for it is about to hear of it; `learn` what it says of itself.
+    fn introduce(&self, learn: impl FnOnce(&mut Inner)) {
+        let mut inner = self.lock();
+        learn(&mut inner);
+        inner.nascent = false;
+        if std::mem::take(&mut inner.unread) {
             for (role, stream) in STREAMS {
                 self.arm(&inner, role, stream);
             }
@@ -559,11 +574,10 @@ impl Served<'_> {
         let Some(child) = find(task) else {
             return;
         };
-        {
-            let mut inner = child.node.lock();
+        child.node.introduce(|inner| {
             inner.pid = Some(pid);
             inner.pipeline = pipeline;
-        }
+        });
         if let Some(pending) = pending {
             self.notifier.forked(&pending.waiter, &child);
         }
@@ -593,10 +607,10 @@ impl Served<'_> {
         let guarded = guarded.and_then(find);
         let mut settle = |task: &ResourceArc<TaskHandle>, pid: i32| {
             pipeline.push(pid);
-            let mut inner = task.node.lock();
-            inner.pid = Some(pid);
-            inner.pipeline.clone_from(&pipeline);
-            inner.nascent = false;
+            task.node.introduce(|inner| {
+                inner.pid = Some(pid);
+                inner.pipeline.clone_from(&pipeline);
+            });
         };
         match result {
             Ok((pid, child)) => {
@@ -641,14 +655,12 @@ impl Served<'_> {
                 self.notifier.done(&waiter, steps, result, state);
             }
             (Kind::Root(restriction), Ok(Value::Int(pid))) => {
-                {
-                    let mut inner = node.lock();
+                node.introduce(|inner| {
                     inner.pid = i32::try_from(*pid).ok();
-                    inner.nascent = false;
                     if let Some(restriction) = restriction {
                         inner.restrict(&restriction);
                     }
-                }
+                });
                 self.notifier.forked(&waiter, self.handle);
             }
             (Kind::Root(_), _) => {
@@ -870,6 +882,10 @@ impl Served<'_> {
         for _ in 0..CHUNKS_AT_ONCE {
             let (chunk, listener) = {
                 let mut inner = node.lock();
+                if inner.nascent {
+                    inner.unread = true;
+                    return;
+                }
                 if inner.credit == 0 {
                     return;
                 }

@@ -474,7 +474,8 @@ type StreamSpec<'a> = (Option<Reference<'a>>, usize, i64, Option<(u64, i32, u64)
 
 /// A child that finds its steps and its program as it is born, so that nobody waits for its birth. The first
 /// reference is that of `task_fork`'s answer, the second that of `task_exec`'s, which comes if the first is
-/// `{:ok, task}`, perhaps before it.
+/// `{:ok, task}`, perhaps before it. ENOTSUP: should the parent die in between, nobody would
+/// end the program.
 #[rustler::nif]
 fn task_start<'a>(
     env: Env<'a>,
@@ -513,6 +514,10 @@ fn start<'a>(
         Err(bad) => return bad_step(env, bad),
     };
     let node = &parent.node;
+    // The orphans of these are the launcher's to kill, or the kernel's.
+    if node.parent.is_some() && !node.leads_namespace {
+        return answer(env, Err(Rejected::Errno(Errno::ENOTSUP)));
+    }
     if has_too_many(node, 1) {
         return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
     }
@@ -520,6 +525,8 @@ fn start<'a>(
         Ok(made) => made,
         Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
     };
+    // Until the fork is answered nobody can tell its messages from another's.
+    child.node.lock().nascent = true;
     hold(&child.node, stream);
     // What is sent first is there first.
     let asked = ask_exec(&child.node, steps, program, waiter(env, execed))
