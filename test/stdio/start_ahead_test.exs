@@ -187,6 +187,23 @@ defmodule Stdio.StartAheadTest do
     end
   end
 
+  @tag :userns
+  test "below PID 1 of a namespace" do
+    {:ok, supervisor} = Stdio.supervisor(:noshutdown, [], containment: :pid_namespace)
+    on_exit(fn -> Task.stop(supervisor.init) end)
+    program = {:search, "sh", ["sh", "-c", "exit 5"]}
+    {forked, execed} = refs = {make_ref(), make_ref()}
+    :ok = Native.task_start(supervisor.init.ref, [], program, {nil, 65_536, -1, nil}, refs)
+    assert_receive {^forked, {:ok, task}}
+    assert_receive {^execed, {:done, 0, :ok, :same}}
+    assert_receive {:exit_status, ^task, 5}
+
+    assert outcome([], supervisor, "echo $PPID", []) ==
+             {:elements, [stdout: "1\n", exit_status: 0]}
+
+    assert messages() == []
+  end
+
   # Should it die before it answers, nobody would end a program that has no death signal.
   test "below a supervisor that is another task's child it is made step by step" do
     {:ok, root} = Task.fork()
