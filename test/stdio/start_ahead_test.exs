@@ -98,6 +98,18 @@ defmodule Stdio.StartAheadTest do
     end
   end
 
+  # The ends of its program's descriptors are closed while the I/O thread looks on.
+  test "many starts below a dead supervisor leave no message" do
+    %{init: root} = supervisor = shared!()
+    Task.stop(root)
+
+    for _ <- 1..1000,
+        do: assert(%{reason: :esrch} = outcome([], supervisor, ["/bin/true"], []))
+
+    Process.sleep(20)
+    assert messages() == []
+  end
+
   # A supervisor that does not run for the moment, and a consumer whose start is on its way to it.
   defp asked!(consume) do
     %{init: root} = supervisor = shared!()

@@ -303,20 +303,34 @@ impl Node {
         fds: Vec<OwnedFd>,
         pending: Pending,
     ) -> Result<(), Rejected> {
+        self.offer(build, fds, pending)
+            .map_err(|(rejected, _)| rejected)
+    }
+
+    /// The same; descriptors that were not taken are the caller's to close.
+    pub fn offer(
+        &self,
+        build: impl FnOnce(Sequence) -> ToNode,
+        fds: Vec<OwnedFd>,
+        pending: Pending,
+    ) -> Result<(), (Rejected, Vec<OwnedFd>)> {
         let mut inner = self.lock();
-        if inner.dead || inner.exit.is_some() {
-            return Err(Rejected::Dead);
-        }
-        if inner.execed {
-            return Err(Rejected::Execed);
-        }
-        if inner.control.is_none() {
-            return Err(Rejected::Dead);
+        let refused = match &*inner {
+            inner if inner.dead || inner.exit.is_some() => Some(Rejected::Dead),
+            inner if inner.execed => Some(Rejected::Execed),
+            inner if inner.control.is_none() => Some(Rejected::Dead),
+            _ => None,
+        };
+        if let Some(rejected) = refused {
+            return Err((rejected, fds));
         }
         inner.sequence += 1;
         let sequence = inner.sequence;
         let message = ToRoot::Node(Box::new(build(sequence)));
-        let datagram = Datagram::new(&message).map_err(|error| Rejected::Errno(error.errno()))?;
+        let datagram = match Datagram::new(&message) {
+            Ok(datagram) => datagram,
+            Err(error) => return Err((Rejected::Errno(error.errno()), fds)),
+        };
         inner.pending.insert(sequence, pending);
         inner.outbox.push_back((datagram, fds));
         if inner.flush() {

@@ -192,7 +192,8 @@ fn task_fork<'a>(env: Env<'a>, parent: Task, clone: u64, reference: Reference<'a
         Ok(made) => made,
         Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
     };
-    let asked = ask_fork(env, node, child.node.id, clone, fds, reference);
+    let asked =
+        ask_fork(env, node, child.node.id, clone, fds, reference).map_err(|(rejected, _)| rejected);
     if asked.is_err() {
         node::never_born(node, child.node.id, None);
     }
@@ -206,7 +207,7 @@ fn ask_fork(
     clone: u64,
     fds: Vec<OwnedFd>,
     reference: Reference<'_>,
-) -> Result<(), Rejected> {
+) -> Result<(), (Rejected, Vec<OwnedFd>)> {
     let build = |sequence| ToNode::Fork {
         sequence,
         task,
@@ -217,7 +218,7 @@ fn ask_fork(
         waiter: waiter(env, reference),
         kind: Kind::Fork(task),
     };
-    parent.ask(build, fds, pending)
+    parent.offer(build, fds, pending)
 }
 
 /// The ids of the user namespace, if not the parent's; steps; to guard another child as a supervisor.
@@ -530,11 +531,15 @@ fn start<'a>(
     hold(&child.node, stream);
     // What is sent first is there first.
     let asked = ask_exec(&child.node, steps, program, waiter(env, execed))
+        .map_err(|rejected| (rejected, Vec::new()))
         .and_then(|()| ask_fork(env, node, child.node.id, 0, fds, forked));
-    if asked.is_err() {
-        node::never_born(node, child.node.id, None);
-    }
-    answer(env, asked)
+    let Err((rejected, unsent)) = asked else {
+        return answer(env, Ok(()));
+    };
+    node::never_born(node, child.node.id, None);
+    // Not before: the end of its socket would be an answer.
+    drop(unsent);
+    answer(env, Err(rejected))
 }
 
 #[derive(NifTaggedEnum)]
