@@ -81,12 +81,9 @@ defmodule Stdio.Native do
   def task_exec_large(_task, _steps, _program, _ref), do: :erlang.nif_error(:nif_not_loaded)
 
   # task_fork and task_exec in one; stream: {ref | nil, max_chunk, credit, {after, signal, grace} | nil} as of
-  # task_hold; refs: {of the fork, of the exec}, the second answered if the first is {:ok, task}
+  # task_hold; refs: {of the fork, of the exec}; the second may be answered too if the first is refused, before
+  # it; {:error, :answered}: the second is, and nothing else has come of it
   def task_start(_task, _steps, _program, _stream, _refs), do: :erlang.nif_error(:nif_not_loaded)
-
-  def task_start_large(_task, _steps, _program, _stream, _refs),
-    do: :erlang.nif_error(:nif_not_loaded)
-
   def task_filter(_task, _own, _children, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_sigaction(_task, _signal, _handler, _ref), do: :erlang.nif_error(:nif_not_loaded)
   def task_forward(_task, _ref), do: :erlang.nif_error(:nif_not_loaded)

@@ -104,8 +104,8 @@ defmodule Stdio.Op do
         {:ok, task, pid, answer} ->
           {[%{task: task, pid: pid}], Runner.answered(task, ops, program, answer)}
 
-        {:error, _} = error ->
-          fork!(error, init)
+        {:error, reason} ->
+          refused!(reason, init)
 
         :apart ->
           {pipeline, task} = fork!(init.(supervisor), init)
@@ -158,9 +158,7 @@ defmodule Stdio.Op do
 
   defp fork!({:ok, []}, _init), do: raise(OpError.fork(:eagain))
 
-  defp fork!({:error, reason}, init) do
-    raise reason |> OpError.fork() |> OpError.with_hint(hint(init, :__hint__, reason))
-  end
+  defp fork!({:error, reason}, init), do: refused!(reason, init)
 
   defp fork!({:ok, pipeline} = result, _init) when length(pipeline) > 0 do
     case List.last(pipeline) do
@@ -170,6 +168,11 @@ defmodule Stdio.Op do
   end
 
   defp fork!(result, _init), do: shape!(result)
+
+  @spec refused!(Stdio.posix(), fun) :: no_return
+  defp refused!(reason, init) do
+    raise reason |> OpError.fork() |> OpError.with_hint(hint(init, :__hint__, reason))
+  end
 
   @doc false
   # Only the behaviour whose function failed knows what its errors mean; `hint` is its function that

@@ -340,14 +340,14 @@ defmodule Stdio.Task do
 
   @doc false
   # fork/1, a hold and __exec__/3 in one step: the child finds its steps and its program as it is born. The
-  # pid is that of a child which may have ended by now. `:apart`: they are to be made one by one, and nothing
-  # has happened.
+  # pid is that of a child which may have ended by now. `:apart`: they are to be made one by one; nothing
+  # is left of the attempt.
   @spec __start__(t, [step], tuple, tuple) ::
           {:ok, t, os_pid, exec_answer} | {:error, posix} | :apart
   def __start__(%__MODULE__{} = task, calls, program, stream) do
     {forked, execed} = refs = {make_ref(), make_ref()}
 
-    case native_start(task, calls, program, stream, refs) do
+    case not large?(program) && Native.task_start(task.ref, calls, program, stream, refs) do
       :ok ->
         with {:ok, child} <- await_task(forked) do
           answer = await_exec(execed, length(calls))
@@ -355,12 +355,14 @@ defmodule Stdio.Task do
           {:ok, child, pid, answer}
         else
           refused ->
-            # Perhaps its socket had ended before the fork was answered.
             receive do: ({^execed, _} -> :ok), after: (0 -> :ok)
             result(refused, {:fork, [task]})
         end
 
-      {:error, _reason} ->
+      {:error, :answered} ->
+        receive do: ({^execed, _} -> :apart)
+
+      _ ->
         :apart
     end
   end
@@ -398,12 +400,6 @@ defmodule Stdio.Task do
     if large?(program),
       do: Native.task_exec_large(task.ref, calls, program, ref),
       else: Native.task_exec(task.ref, calls, program, ref)
-  end
-
-  defp native_start(task, calls, program, stream, refs) do
-    if large?(program),
-      do: Native.task_start_large(task.ref, calls, program, stream, refs),
-      else: Native.task_start(task.ref, calls, program, stream, refs)
   end
 
   # From here on copying arguments and environment takes a while: dirty I/O.

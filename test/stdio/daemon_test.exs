@@ -10,9 +10,20 @@ defmodule Stdio.DaemonTest do
 
   # Ends with the test, and its tree with it.
   defp start(options) do
+    trapped = Process.flag(:trap_exit, true)
     {:ok, daemon} = Daemon.start_link(options)
-    Process.unlink(daemon)
     monitor = Process.monitor(daemon)
+    Process.unlink(daemon)
+    Process.flag(:trap_exit, trapped)
+
+    # One that has ended before it is monitored is known by its link.
+    receive do
+      {:EXIT, ^daemon, reason} ->
+        assert_receive {:DOWN, ^monitor, :process, _, _}
+        send(self(), {:DOWN, monitor, :process, daemon, reason})
+    after
+      0 -> :ok
+    end
 
     on_exit(fn ->
       Process.exit(daemon, :kill)

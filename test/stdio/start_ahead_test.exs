@@ -72,6 +72,15 @@ defmodule Stdio.StartAheadTest do
     end
   end
 
+  test "ops that are no list" do
+    for ops <- [{:chdir, ["/tmp"]}, :nothing, [{:setsid, []} | :nothing]] do
+      phases = [ops: fn _ -> ops end]
+      ahead = outcome(phases, nil, "pwd", [])
+      assert ahead == outcome([init: &apart/1] ++ phases, nil, "pwd", [])
+      assert messages() == []
+    end
+  end
+
   test "no more than so many children" do
     supervisor = shared!()
     true = Task.setopt(supervisor.init, :maxchild, 0)
@@ -80,6 +89,8 @@ defmodule Stdio.StartAheadTest do
       assert %{__struct__: Stdio.OpError, reason: :eagain} =
                outcome([init: init], supervisor, "true", [])
     end
+
+    assert messages() == []
   end
 
   test "a supervisor that may not fork, and a dead one" do
@@ -96,7 +107,38 @@ defmodule Stdio.StartAheadTest do
       assert %{__struct__: Stdio.OpError, reason: :esrch} =
                outcome([init: init], supervisor, "true", [])
     end
+
+    assert messages() == []
   end
+
+  test "a supervisor that is stopped at any moment of a start" do
+    for _ <- 1..200 do
+      %{init: root} = supervisor = shared!()
+      until = System.monotonic_time(:microsecond) + :rand.uniform(500)
+
+      stopper =
+        Elixir.Task.async(fn ->
+          spin(until)
+          Task.stop(root)
+        end)
+
+      case outcome([], supervisor, ["/bin/true"], []) do
+        {:elements, [{:exit_status, 0}]} -> :ok
+        {:elements, [{:termsig, :sigkill}]} -> :ok
+        %{__struct__: Stdio.OpError, reason: :esrch} -> :ok
+        %{__struct__: Stdio.StreamError, reason: :eagain} -> :ok
+      end
+
+      assert Elixir.Task.await(stopper) == :ok
+      # Its owner, who did not stop it, may hear of its end.
+      Task.__flush__(root)
+    end
+
+    Process.sleep(20)
+    assert messages() == []
+  end
+
+  defp spin(until), do: if(System.monotonic_time(:microsecond) < until, do: spin(until))
 
   # The ends of its program's descriptors are closed while the I/O thread looks on.
   test "many starts below a dead supervisor leave no message" do
@@ -257,6 +299,8 @@ defmodule Stdio.StartAheadTest do
     :erlang.trace(consumer, true, [:receive, :call])
     send(consumer, :go)
     assert_receive :over
+    delivered = :erlang.trace_delivered(consumer)
+    assert_receive {:trace_delivered, ^consumer, ^delivered}
     :erlang.trace_pattern({Native, :task_start, 5}, false, [])
 
     traced =

@@ -54,11 +54,13 @@ defmodule Stdio.Op.Runner do
   @doc """
   The requests that `exec/3` would send with the program, if it would make one message of all.
   """
-  @spec one_batch([Stdio.Op.op()]) :: {:ok, [tuple]} | :error
-  def one_batch(ops) do
+  @spec one_batch([Stdio.Op.op()] | term) :: {:ok, [tuple]} | :error
+  def one_batch(ops) when length(ops) >= 0 do
     calls = batch(ops, Stdio.Task)
     if length(calls) == length(ops), do: {:ok, requests(calls)}, else: :error
   end
+
+  def one_batch(_), do: :error
 
   @doc "Goes on as `exec/3` from the answer to that message."
   @spec answered(Stdio.Task.t(), [Stdio.Op.op()], tuple, term) ::

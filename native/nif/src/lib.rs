@@ -44,6 +44,7 @@ mod atoms {
         empty,
         eof,
         started,
+        answered,
         best_effort,
         cgroup,
         pid_namespace,

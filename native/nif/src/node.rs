@@ -63,10 +63,10 @@ pub fn forget(id: TaskId) {
 }
 
 /// A child that was asked for and will not be: its descriptors go with it. Who has asked for more of it
-/// hears of the fork alone.
+/// hears of the fork alone, from now on.
 fn unborn(parent: &Node, child: TaskId) {
     if let Some(child) = find(child) {
-        child.node.lock().pending.clear();
+        child.node.lock().withdraw();
     }
     forget(child);
     parent.shard.command(Command::ForgetNode(child));
@@ -457,6 +457,11 @@ impl Inner {
         first.map(|first| Listener { first, otherwise })
     }
 
+    /// What it was asked for is not to be answered any more; false if there is nothing, or all is answered.
+    pub fn withdraw(&mut self) -> bool {
+        !std::mem::take(&mut self.pending).is_empty()
+    }
+
     pub fn mute(&mut self, pid: LocalPid) {
         self.muted.push(pid);
     }
@@ -586,6 +591,11 @@ impl Served<'_> {
             (inner.pending.remove(&sequence), pipeline)
         };
         let Some(child) = find(task) else {
+            // It was given up on, so long did this take.
+            if let Some(Pending { waiter, .. }) = pending {
+                self.notifier
+                    .done(&waiter, 0, &Err(Refusal::Errno(libc::ESRCH)), None);
+            }
             return;
         };
         child.node.introduce(|inner| {

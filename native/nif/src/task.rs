@@ -475,8 +475,12 @@ type StreamSpec<'a> = (Option<Reference<'a>>, usize, i64, Option<(u64, i32, u64)
 
 /// A child that finds its steps and its program as it is born, so that nobody waits for its birth. The first
 /// reference is that of `task_fork`'s answer, the second that of `task_exec`'s, which comes if the first is
-/// `{:ok, task}`, perhaps before it. ENOTSUP: should the parent die in between, nobody would
-/// end the program.
+/// `{:ok, task}`, perhaps before it; if it is not, perhaps before it. ENOTSUP: should the parent die in
+/// between, nobody would end the program. `{:error, :answered}`: the parent has ended meanwhile, and
+/// only the second is answered.
+///
+/// Not to be called on a dirty scheduler: an owner that is killed there has its tasks ended at once, and this
+/// one might be born after that.
 #[rustler::nif]
 fn task_start<'a>(
     env: Env<'a>,
@@ -484,33 +488,9 @@ fn task_start<'a>(
     steps: Vec<StepSpec<'a>>,
     program: ProgramSpec<'a>,
     stream: StreamSpec<'a>,
-    references: (Reference<'a>, Reference<'a>),
-) -> Term<'a> {
-    start(env, &parent, &steps, program, stream, references)
-}
-
-/// The same for arguments and environments that take a while to copy.
-#[rustler::nif(schedule = "DirtyIo")]
-fn task_start_large<'a>(
-    env: Env<'a>,
-    parent: Task,
-    steps: Vec<StepSpec<'a>>,
-    program: ProgramSpec<'a>,
-    stream: StreamSpec<'a>,
-    references: (Reference<'a>, Reference<'a>),
-) -> Term<'a> {
-    start(env, &parent, &steps, program, stream, references)
-}
-
-fn start<'a>(
-    env: Env<'a>,
-    parent: &Task,
-    steps: &[StepSpec<'a>],
-    program: ProgramSpec<'a>,
-    stream: StreamSpec<'a>,
     (forked, execed): (Reference<'a>, Reference<'a>),
 ) -> Term<'a> {
-    let steps = match decode_steps(env, steps) {
+    let steps = match decode_steps(env, &steps) {
         Ok(steps) => steps,
         Err(bad) => return bad_step(env, bad),
     };
@@ -530,16 +510,22 @@ fn start<'a>(
     child.node.lock().nascent = true;
     hold(&child.node, stream);
     // What is sent first is there first.
-    let asked = ask_exec(&child.node, steps, program, waiter(env, execed))
-        .map_err(|rejected| (rejected, Vec::new()))
-        .and_then(|()| ask_fork(env, node, child.node.id, 0, fds, forked));
-    let Err((rejected, unsent)) = asked else {
+    let task = child.node.id;
+    if let Err(rejected) = ask_exec(&child.node, steps, program, waiter(env, execed)) {
+        node::never_born(node, task, None);
+        return answer(env, Err(rejected));
+    }
+    let Err((rejected, unsent)) = ask_fork(env, node, task, 0, fds, forked) else {
         return answer(env, Ok(()));
     };
-    node::never_born(node, child.node.id, None);
+    let withdrawn = child.node.lock().withdraw();
+    node::never_born(node, task, None);
     // Not before: the end of its socket would be an answer.
     drop(unsent);
-    answer(env, Err(rejected))
+    if withdrawn {
+        return answer(env, Err(rejected));
+    }
+    (atoms::error(), atoms::answered()).encode(env)
 }
 
 #[derive(NifTaggedEnum)]
