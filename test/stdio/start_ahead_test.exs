@@ -112,7 +112,9 @@ defmodule Stdio.StartAheadTest do
   end
 
   test "a supervisor that is stopped at any moment of a start" do
-    for _ <- 1..200 do
+    # As much as is sent ahead, so that it takes a while; and more.
+    for _ <- 1..120, words <- [4200, 4500] do
+      command = ["/bin/true" | List.duplicate("0123456789", words)]
       %{init: root} = supervisor = shared!()
       until = System.monotonic_time(:microsecond) + :rand.uniform(500)
 
@@ -122,7 +124,7 @@ defmodule Stdio.StartAheadTest do
           Task.stop(root)
         end)
 
-      case outcome([], supervisor, ["/bin/true"], []) do
+      case outcome([], supervisor, command, []) do
         {:elements, [{:exit_status, 0}]} -> :ok
         {:elements, [{:termsig, :sigkill}]} -> :ok
         %{__struct__: Stdio.OpError, reason: :esrch} -> :ok

@@ -274,7 +274,7 @@ impl Node {
                 child_filter: filter,
                 carried: false,
                 carrier: false,
-                nascent: parent.is_none(),
+                nascent: true,
                 unread: false,
                 cgroup_kill: None,
                 muted: Vec::new(),

@@ -251,13 +251,11 @@ fn task_birth<'a>(
         Ok(made) => made,
         Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
     };
-    child.node.lock().nascent = true;
     let guards = supervise.map(|spec| {
         let (supervise, restriction) = split(spec);
         // Before the other one is made, which inherits of it.
         child.node.lock().restrict(&restriction);
         let (guarded, more) = make_child(env, &child.node, 0)?;
-        guarded.node.lock().nascent = true;
         fds.extend(more);
         Ok((guarded.node.id, supervise))
     });
@@ -506,8 +504,6 @@ fn task_start<'a>(
         Ok(made) => made,
         Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
     };
-    // Until the fork is answered nobody can tell its messages from another's.
-    child.node.lock().nascent = true;
     hold(&child.node, stream);
     // What is sent first is there first.
     let task = child.node.id;
