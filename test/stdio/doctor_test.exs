@@ -94,8 +94,8 @@ defmodule Stdio.DoctorTest do
           |> Enum.map(fn _ -> Task.async(&Stdio.doctor/0) end)
           |> Task.await_many(60_000)
 
-        status = fn checks -> Enum.map(checks, &{&1.check, &1.status}) end
-        assert status.(one) == status.(two)
+        for {a, b} <- Enum.zip(one, two),
+            do: assert({a.check, a.status} == {b.check, b.status}, inspect({a, b}))
       end)
 
       assert Proc.find(mark) == []
