@@ -101,8 +101,8 @@ defmodule Stdio.Op do
       when is_function(init, 1) and is_function(onerror, 1) do
     {pipeline, result} =
       case start(supervisor, ops, init, program, stream) do
-        {:ok, task, pid, answer} ->
-          {[%{task: task, pid: pid}], Runner.answered(task, ops, program, answer)}
+        {:ok, task, pid, result} ->
+          {[%{task: task, pid: pid}], result}
 
         {:error, reason} ->
           refused!(reason, init)
@@ -126,12 +126,9 @@ defmodule Stdio.Op do
   end
 
   defp start(supervisor, ops, init, program, stream) do
-    with true <- is_struct(supervisor, Stdio.Task) and init == (&Stdio.Syscall.__fork__/1),
-         {:ok, calls} <- Runner.one_batch(ops) do
-      Stdio.Task.__start__(supervisor, calls, program, stream)
-    else
-      _ -> :apart
-    end
+    if is_struct(supervisor, Stdio.Task) and init == (&Stdio.Syscall.__fork__/1),
+      do: Runner.exec_ahead(ops, program, &Stdio.Task.__start__(supervisor, &1, program, stream)),
+      else: :apart
   end
 
   defp exec(task, ops, program, stream) do

@@ -52,23 +52,29 @@ defmodule Stdio.Op.Runner do
   def exec(task, ops, program), do: levels([{[ops], []}], {task, Stdio.Task, program})
 
   @doc """
-  The requests that `exec/3` would send with the program, if it would make one message of all.
+  As `exec/3`, for a task that `start` makes with the one message that this would send: it gets the
+  requests and gives the task, its pid and the answer, or something else, which is returned. `:apart` if
+  it takes more messages than one.
   """
-  @spec one_batch([Stdio.Op.op()] | term) :: {:ok, [tuple]} | :error
-  def one_batch(ops) when length(ops) >= 0 do
+  @spec exec_ahead([Stdio.Op.op()] | term, tuple, ([tuple] -> term)) ::
+          {:ok, Stdio.Task.t(), Stdio.Task.os_pid(),
+           :ok | {:error, OpError.t() | Stdio.posix()} | {:raised, Exception.t()}}
+          | {:error, Stdio.posix()}
+          | :apart
+  def exec_ahead(ops, program, start) when length(ops) >= 0 do
     calls = batch(ops, Stdio.Task)
-    if length(calls) == length(ops), do: {:ok, requests(calls)}, else: :error
+
+    with true <- length(calls) == length(ops),
+         {:ok, task, pid, answer} <- start.(requests(calls)) do
+      context = {task, Stdio.Task, program}
+      {:ok, task, pid, came({:value, answer}, :__exec__, calls, [{ops, []}], context)}
+    else
+      false -> :apart
+      other -> other
+    end
   end
 
-  def one_batch(_), do: :error
-
-  @doc "Goes on as `exec/3` from the answer to that message."
-  @spec answered(Stdio.Task.t(), [Stdio.Op.op()], tuple, term) ::
-          :ok | {:error, OpError.t() | Stdio.posix()} | {:raised, Exception.t()}
-  def answered(task, ops, program, answer) do
-    calls = batch(ops, Stdio.Task)
-    came({:value, answer}, :__exec__, calls, [{ops, []}], {task, Stdio.Task, program})
-  end
+  def exec_ahead(_ops, _program, _start), do: :apart
 
   defp levels([], {_task, _builtin, nil}), do: :ok
 
