@@ -185,10 +185,7 @@ fn task_supervise<'a>(
 #[rustler::nif]
 fn task_fork<'a>(env: Env<'a>, parent: Task, clone: u64, reference: Reference<'a>) -> Term<'a> {
     let node = &parent.node;
-    if has_too_many(node, 1) {
-        return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
-    }
-    let (child, fds) = match make_child(env, node, clone) {
+    let (child, fds) = match make_child(env, node, clone, 1) {
         Ok(made) => made,
         Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
     };
@@ -244,10 +241,8 @@ fn task_birth<'a>(
         Ok(steps) => steps,
         Err(bad) => return bad_step(env, bad),
     };
-    if has_too_many(node, if supervise.is_some() { 2 } else { 1 }) {
-        return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
-    }
-    let (child, mut fds) = match make_child(env, node, clone) {
+    let generations = if supervise.is_some() { 2 } else { 1 };
+    let (child, mut fds) = match make_child(env, node, clone, generations) {
         Ok(made) => made,
         Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
     };
@@ -255,7 +250,7 @@ fn task_birth<'a>(
         let (supervise, restriction) = split(spec);
         // Before the other one is made, which inherits of it.
         child.node.lock().restrict(&restriction);
-        let (guarded, more) = make_child(env, &child.node, 0)?;
+        let (guarded, more) = make_child(env, &child.node, 0, 1)?;
         fds.extend(more);
         Ok((guarded.node.id, supervise))
     });
@@ -301,8 +296,17 @@ fn has_too_many(node: &Node, generations: i64) -> bool {
     live >= inner.options.maxchild || depth.saturating_add(generations) > inner.options.maxforkdepth
 }
 
-/// Known here and to its parent, and what it is to get.
-fn make_child(env: Env<'_>, parent: &Arc<Node>, clone: u64) -> Result<(Task, Vec<OwnedFd>), Errno> {
+/// Known here and to its parent, and what it is to get. EAGAIN: too many, it and the `generations` that
+/// begin with it.
+fn make_child(
+    env: Env<'_>,
+    parent: &Arc<Node>,
+    clone: u64,
+    generations: i64,
+) -> Result<(Task, Vec<OwnedFd>), Errno> {
+    if has_too_many(parent, generations) {
+        return Err(Errno::EAGAIN);
+    }
     let (ends, fds) = ends(parent.launcher.changes_users())?;
     let leads_namespace = clone & *NEW_PID_NAMESPACE != 0;
     let node = Node::new(
@@ -497,10 +501,7 @@ fn task_start<'a>(
     if node.parent.is_some() && !node.leads_namespace {
         return answer(env, Err(Rejected::Errno(Errno::ENOTSUP)));
     }
-    if has_too_many(node, 1) {
-        return answer(env, Err(Rejected::Errno(Errno::EAGAIN)));
-    }
-    let (child, fds) = match make_child(env, node, 0) {
+    let (child, fds) = match make_child(env, node, 0, 1) {
         Ok(made) => made,
         Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
     };
