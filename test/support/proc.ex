@@ -29,15 +29,14 @@ defmodule Stdio.Test.Proc do
   end
 
   @doc """
-  The pids of all processes with `mark` in their arguments, zombies excluded (they have none).
+  The pids of all processes, or of those given, with `mark` in their arguments, zombies excluded
+  (they have none).
 
   A process that forks and exits all the time can slip through: to know that nothing is left, use
   `gone?/1`.
   """
-  @spec find(String.t()) :: [os_pid]
-  def find(mark), do: find_in(os_pids(), mark)
-
-  defp find_in(pids, mark) do
+  @spec find(String.t(), [os_pid]) :: [os_pid]
+  def find(mark, pids \\ os_pids()) do
     own = os_pid()
     for pid <- pids, pid != own, :binary.match(cmdline(pid), mark) != :nomatch, do: pid
   end
@@ -55,7 +54,7 @@ defmodule Stdio.Test.Proc do
 
     find(mark) == [] and
       (forks() == before or
-         not Enum.any?(1..300, fn _ -> find_in(youngest_os_pids(), mark) != [] end))
+         not Enum.any?(1..300, fn _ -> find(mark, youngest_os_pids()) != [] end))
   end
 
   @doc "Kills by mark until nothing is left: cleaning up behind a test that failed."
@@ -63,7 +62,7 @@ defmodule Stdio.Test.Proc do
   def sweep(mark) do
     wait_until(
       fn ->
-        for pid <- find(mark) ++ find_in(youngest_os_pids(), mark), do: kill_with_group(pid, mark)
+        for pid <- find(mark) ++ find(mark, youngest_os_pids()), do: kill_with_group(pid, mark)
         gone?(mark)
       end,
       20_000
