@@ -82,6 +82,9 @@ defmodule BackgroundJobs do
         Map.new(own)
       )
 
+    if not is_atom(job.behaviour),
+      do: raise(ArgumentError, "a behaviour has to be a module: #{inspect(job.behaviour)}")
+
     config = Keyword.merge([stdin: :null, stderr: :stdout], config)
     # A stream that nobody reads runs nothing; its arguments are checked all the same.
     Stdio.stream!(command, job.behaviour, config)

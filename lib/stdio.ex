@@ -111,9 +111,13 @@ defmodule Stdio do
   | `:parallelism` | | accepted and ignored |
 
   All others are those of `Stdio.Config`: `:cd`, `:env`, `:timeout`, … Unlike `System.cmd/3`, the
-  program does not inherit the BEAM's environment (`environ: :inherit`), and what cannot be started
-  is a `Stdio.StreamError`, `Stdio.OpError` or ArgumentError. Everything the program has started is
-  gone when the call returns, also by an exception.
+  program does not inherit the BEAM's environment (`environ: :inherit`), a BEAM of root runs it as
+  another user (`uid: 0, gid: 0`), and what cannot be started is a `Stdio.StreamError`,
+  `Stdio.OpError` or ArgumentError. Everything the program has started is gone when the call returns,
+  also by an exception.
+
+  After its `:timeout` the status is that of what ended it: `{:termsig, :sigkill}`, or what it did
+  about its `:kill_signal`.
   """
   @spec cmd(command) :: {Collectable.t(), 0..255 | {:termsig, atom}}
   def cmd(command), do: Stdio.Cmd.command(command, [])

@@ -72,6 +72,23 @@ defmodule Stdio.ClusterTest do
     finish(context, peer)
   end
 
+  test "a start that fails is heard of, also by a consumer that traps exits", context do
+    peer =
+      consumer(context, """
+      Process.flag(:trap_exit, true)
+
+      try do
+        Enum.to_list(RemoteStream.stream!(jobs, ["/nope"]))
+      catch
+        :exit, {{%Stdio.StreamError{reason: reason}, _}, {RemoteStream, :stream!, _}} ->
+          IO.inspect(reason)
+      end
+      """)
+
+    assert Peer.line(peer) == ":enoent"
+    finish(context, peer)
+  end
+
   # Two with the mark.
   @command ["/bin/sh", "-c", "setsid /bin/sh -c 'sleep 1000; :' $0 & exec yes $0"]
 
@@ -93,6 +110,7 @@ defmodule Stdio.ClusterTest do
         |> Enum.take(1)
 
         IO.puts("halted")
+        IO.inspect(Process.info(self(), :messages))
         """,
         command: @command ++ [mark],
         go: go
@@ -110,6 +128,7 @@ defmodule Stdio.ClusterTest do
 
     File.touch!(go)
     assert Peer.line(peer) == "halted"
+    assert Peer.line(peer) == "{:messages, []}"
     assert Proc.wait_until(fn -> Proc.find(mark) == [] end)
     finish(context, peer)
   end

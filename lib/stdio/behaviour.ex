@@ -78,6 +78,15 @@ defmodule Stdio.Behaviour do
       Gives a function that ends what is left when the stream ends.
 
       True: something was still running, so its end is waited for.
+
+          def onexit(config) do
+            shipped = super(config)
+
+            fn tree ->
+              MyApp.Audit.ended(tree)
+              shipped.(tree)
+            end
+          end
       """
       @callback onexit(Stdio.Config.t()) :: (Stdio.ProcessTree.t() -> boolean)
 

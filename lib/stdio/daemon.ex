@@ -115,8 +115,6 @@ defmodule Stdio.Daemon do
 
   defmodule State do
     @moduledoc false
-    # What a crash report shows is short, and has no environment in it.
-    @derive {Inspect, only: [:handle]}
     @enforce_keys [:run, :handle, :output, :exit_reason]
     defstruct [:run, :handle, :output, :exit_reason]
   end
@@ -127,6 +125,16 @@ defmodule Stdio.Daemon do
     @derive {Inspect, only: [:task]}
     @enforce_keys [:task, :span, :started_at]
     defstruct [:task, :span, :started_at]
+  end
+
+  defimpl Inspect, for: State do
+    import Inspect.Algebra
+
+    # What a crash report shows says which program it was, is short, and has no environment in it.
+    def inspect(%{handle: %{span: span, task: task}}, opts) do
+      command = to_doc(span.command, %{opts | limit: 10, printable_limit: 100})
+      concat(["#Stdio.Daemon<", command, ", ", to_doc(task, opts), ">"])
+    end
   end
 
   @doc """

@@ -189,5 +189,10 @@ defmodule Stdio.Launcher do
   end
 
   defp said(""), do: ""
-  defp said(text), do: " It said: #{text}"
+
+  defp said(text) do
+    if String.ends_with?(text, [".", "!", "?"]),
+      do: " It said: #{text}",
+      else: " It said: #{text}."
+  end
 end

@@ -68,7 +68,7 @@ defmodule Stdio.Seccomp do
   @spec deny(term, [filter], (term, atom -> integer | :unknown | {:error, atom})) ::
           branch | {:error, atom}
   def deny(task, filters, resolve) do
-    entries = Enum.map(filters, &entry!/1)
+    entries = entries!(filters)
 
     with {:ok, arch} <- known(audit_arch()),
          {:ok, number} <- number(resolve.(task, arch)),
@@ -85,6 +85,14 @@ defmodule Stdio.Seccomp do
 
   # Which names there are is the helper's to say: it knows the headers it was built with.
   defp syscall_constant(task, name), do: Stdio.Task.call(task, :syscall_constant, [name])
+
+  defp entries!(filters) when length(filters) >= 0, do: Enum.map(filters, &entry!/1)
+
+  defp entries!(other) do
+    raise ArgumentError,
+          "invalid seccomp filters #{inspect(other)}; allowed: a list of entries. As an op: " <>
+            "{Stdio.Seccomp, :deny, [[deny: :sys_ptrace]]}"
+  end
 
   defp entry!({:deny, name}) when is_atom(name), do: {name, @kill_process}
 

@@ -69,11 +69,24 @@ defmodule Stdio.StreamError do
     action = Keyword.fetch!(opts, :action)
     reason = Keyword.fetch!(opts, :reason)
     command = Keyword.fetch!(opts, :command)
-    hint = opts[:hint]
+    hint = opts[:hint] || hint(action, reason, command)
 
     message = "error creating #{action}: #{inspect(command)}: #{reason_text(reason)}"
     %__MODULE__{reason: reason, action: action, hint: hint, message: with_hint(message, hint)}
   end
+
+  defp hint("subprocess", :enoexec, _command) do
+    "It is no binary for this machine and has no #! line: add one, or run it by its interpreter."
+  end
+
+  defp hint("subprocess", :enoent, [path | _]) when is_binary(path) do
+    if Path.type(path) == :absolute and File.exists?(path) do
+      "#{path} is there. What is missing is the interpreter in its #! line or its ELF loader, or, " <>
+        "behind a root of its own, the file itself: see `fstab:`."
+    end
+  end
+
+  defp hint(_action, _reason, _command), do: nil
 
   defp with_hint(message, nil), do: message
   defp with_hint(message, hint), do: message <> "\n\n" <> hint

@@ -183,6 +183,11 @@ defmodule Stdio.Examples.BackgroundJobsTest do
     assert [{:started, 1}, {:failed, %Stdio.StreamError{reason: :enoent}}] = events(queue, job)
     assert_raise ArgumentError, fn -> BackgroundJobs.submit(queue, ["a\0"]) end
     assert_raise ArgumentError, fn -> BackgroundJobs.submit(queue, "true", no_such: 1) end
+
+    assert_raise ArgumentError, fn ->
+      BackgroundJobs.submit(queue, "true", behaviour: {Stdio.Process, ops: fn _ -> [] end})
+    end
+
     assert [_, {:done, 1}] = events(queue, submit(queue, "true", mark))
   end
 

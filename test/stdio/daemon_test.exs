@@ -590,6 +590,14 @@ defmodule Stdio.DaemonTest do
     end
   end
 
+  test "inspected, it is its command and task, without its environment" do
+    script = "exec sleep 1000; : " <> String.duplicate("x", 500)
+    {daemon, _} = start(command: script, config: [env: [{"SECRET", "never shown"}]])
+    text = inspect(:sys.get_state(daemon))
+    assert text =~ ~r/^#Stdio.Daemon<"exec sleep 1000; : x+" <> \.\.\., #Stdio.Task<\d+>>$/
+    assert byte_size(text) < 200
+  end
+
   describe "the end" do
     test "of the program is that of the server" do
       for {line, reason} <- [

@@ -132,7 +132,7 @@ defmodule Stdio.LauncherTest do
     hint = hint!(other, :eproto)
     assert hint =~ helper
     assert hint =~ "mix compile --force"
-    assert hint!(complaint, :eproto) =~ "no luck today"
+    assert hint!(complaint, :eproto) =~ "It said: no luck today."
     assert hint!(version, :eproto) =~ helper
     assert hint!(garbage, :eproto) =~ helper
 

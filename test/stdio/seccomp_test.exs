@@ -130,6 +130,14 @@ defmodule Stdio.SeccompTest do
     end
   end
 
+  test "what is no list says so, and how an op is written" do
+    for filters <- [{:deny, sys(1)}, sys(1), [{:deny, sys(1)} | sys(1)]] do
+      assert_raise ArgumentError, ~r/invalid seccomp filters .*allowed: a list/, fn ->
+        Seccomp.deny(:task, filters, fn _, _ -> flunk("asked") end)
+      end
+    end
+  end
+
   test "audit_arch/0 by the architecture of the BEAM" do
     for {architecture, constant} <- [
           {~c"x86_64-pc-linux-gnu", :audit_arch_x86_64},

@@ -28,6 +28,22 @@ defmodule Stdio.StreamErrorTest do
              ~s|error creating supervisor: "true": permission denied (eacces)\n\nadd to sudoers: …|
   end
 
+  test "hints of an exec that failed, unless there is another" do
+    new = fn reason, command, more ->
+      StreamError.exception([action: "subprocess", reason: reason, command: command] ++ more).hint
+    end
+
+    assert new.(:enoexec, ["/etc/passwd"], []) =~ "#! line"
+    assert new.(:enoent, ["/etc/passwd", "a"], []) =~ "/etc/passwd is there. What is missing is"
+    assert new.(:enoent, ["/etc/passwd"], hint: "other") == "other"
+
+    for command <- [[], ["mix.exs"], ["/etc/\0"], "/etc/passwd", {:search, ["/etc/passwd"]}],
+        do: assert(new.(:enoent, command, []) == nil)
+
+    assert StreamError.exception(action: "supervisor", reason: :enoexec, command: "true").hint ==
+             nil
+  end
+
   test "the command is inspected as it was written" do
     for command <- ["echo a", [], {"/bin/sh", ["x"]}, {:search, ["ls"]}, [<<255>>]] do
       e = StreamError.exception(action: "subprocess", reason: :enoent, command: command)
