@@ -110,7 +110,7 @@ defmodule Stdio.ClusterTest do
         |> Enum.take(1)
 
         IO.puts("halted")
-        IO.inspect(Process.info(self(), :messages))
+        IO.inspect({:messages, Stdio.Test.Proc.messages()})
         """,
         command: @command ++ [mark],
         go: go

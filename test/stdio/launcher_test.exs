@@ -42,7 +42,7 @@ defmodule Stdio.LauncherTest do
 
     clean? = kind == :good or Proc.wait_until(fn -> left.() == [] end, 2000)
     left = if clean?, do: [], else: left.()
-    {:messages, messages} = Process.info(self(), :messages)
+    messages = Proc.messages()
     facts = %{result: result, left: left, messages: messages, fds: map_size(Proc.fds()) - before}
     IO.puts(facts |> :erlang.term_to_binary() |> Base.encode64())
   end

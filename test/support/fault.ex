@@ -181,8 +181,7 @@ defmodule Stdio.Test.Fault do
   def aside(fun) do
     Task.async(fn ->
       result = fun.()
-      {:messages, left} = Process.info(self(), :messages)
-      {result, left}
+      {result, Proc.messages()}
     end)
   end
 

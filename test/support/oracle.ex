@@ -74,7 +74,7 @@ defmodule Stdio.Test.Oracle do
   @doc "Everything that is compared, as it is now, for this BEAM and the calling process."
   @spec snapshot() :: t
   def snapshot do
-    {:messages, messages} = Process.info(self(), :messages)
+    messages = Proc.messages()
     table = Proc.table()
     # Zombies without a parent in between count too: the helper's are the helper's to reap.
     below = for pid <- Proc.descendants(Proc.os_pid(), table), do: {pid, table[pid]}

@@ -69,6 +69,19 @@ defmodule Stdio.Test.OracleTest do
     assert_receive {port, {:exit_status, 137}} when is_port(port)
   end
 
+  test "a message is seen that has come since the last receive" do
+    test = self()
+
+    leave = fn mark ->
+      pid = spawn(fn -> send(test, mark) end)
+      assert Proc.wait_until(fn -> not Process.alive?(pid) end)
+    end
+
+    message = failure(fn -> Oracle.clean(leave, within: 100) end)
+    assert_received mark
+    assert message =~ ~s(messages:\n    "#{mark}")
+  end
+
   test "a process that changes its pid all the time is seen" do
     args = ["1", "--pause-us", "2000", "--leader-exits", "0"]
 

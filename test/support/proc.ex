@@ -117,6 +117,19 @@ defmodule Stdio.Test.Proc do
     end
   end
 
+  ## The mailbox
+
+  @doc """
+  The messages of the calling process. `Process.info/2` alone does not show those that have come since
+  its last receive (seen on OTP 25).
+  """
+  @spec messages() :: [term]
+  def messages do
+    receive do: (:"$none" -> :ok), after: (0 -> :ok)
+    {:messages, messages} = Process.info(self(), :messages)
+    messages
+  end
+
   ## One process
 
   @doc "The pid of this BEAM."

@@ -134,10 +134,7 @@ defmodule Stdio.Test.StreamCase do
 
   @doc "The messages in the caller's mailbox."
   @spec messages() :: [term]
-  def messages do
-    {:messages, messages} = Process.info(self(), :messages)
-    messages
-  end
+  def messages, do: Proc.messages()
 
   @doc "Whether the BEAM, and so the helper, runs as root."
   @spec root?() :: boolean
