@@ -342,10 +342,18 @@ defmodule Stdio do
   def reap(%Stdio.ProcessTree{} = tree, signal \\ :SIGKILL),
     do: Stdio.Syscall.os().reap(tree, signal)
 
-  @doc "As `reap/2`, the descendants of `os_pid`; itself not included."
+  @doc """
+  As `reap/2`, the descendants of `os_pid`; itself not included.
+
+  On Linux `os_pid` is that of a process of the tree, as its supervisor sees it, or of the supervisor.
+  Below any other nothing is signalled.
+  """
   @spec reap(Stdio.ProcessTree.t(), pos_integer, Stdio.Signal.t()) :: :ok | {:error, posix}
-  def reap(%Stdio.ProcessTree{} = tree, os_pid, signal),
+  def reap(%Stdio.ProcessTree{} = tree, os_pid, signal) when is_integer(os_pid) and os_pid > 0,
     do: Stdio.Syscall.os().reap(tree, os_pid, signal)
+
+  def reap(%Stdio.ProcessTree{}, os_pid, _signal),
+    do: raise(ArgumentError, "not a process id: #{inspect(os_pid)}")
 
   @doc """
   What of Stdio works on this machine, for this user, and what to do about the rest: a list of

@@ -157,7 +157,7 @@ defmodule Stdio.Task do
       Stdio.Task.sudo("sudo -n -u deploy")
   """
   @spec sudo(iodata) :: :ok
-  def sudo(prefix), do: Launcher.put_privilege(prefix)
+  def sudo(prefix), do: prefix |> text!() |> Launcher.put_privilege()
 
   @doc """
   A child of `task`. The caller becomes its owner, whoever owns the parent. fork(2)
@@ -598,10 +598,10 @@ defmodule Stdio.Task do
   def cpid(task), do: wrong!(:cpid, [task])
 
   @doc "One of its live children, by its task or process id; `:error` if it has none such."
-  @spec cpid(t, t | os_pid) :: map | :error
+  @spec cpid(t, t | os_pid) :: map | :error | {:error, :esrch}
   def cpid(%__MODULE__{} = task, child) do
     allowed!(task, {:cpid, [task, child]})
-    find_child(task, child)
+    if pidof(task) == :noproc, do: {:error, :esrch}, else: find_child(task, child)
   end
 
   def cpid(task, child), do: wrong!(:cpid, [task, child])

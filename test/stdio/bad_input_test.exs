@@ -29,6 +29,11 @@ defmodule Stdio.BadInputTest do
     [~c"/bin/true", [0xD800]]
   ]
 
+  test "a prefix for roots" do
+    for prefix <- ["sudo\0", :sudo, 1],
+        do: assert_raise(ArgumentError, fn -> Stdio.Task.sudo(prefix) end)
+  end
+
   @configs [
     [foo: 1],
     [net: :some],

@@ -101,6 +101,49 @@ defmodule Stdio.BehaviourEndTest do
       assert messages() == []
     end
 
+    # A program with a child below a supervisor: its task, and the pid of the child.
+    defp parent!(supervisor, mark) do
+      {:ok, task} = Task.fork(supervisor.init)
+      script = "sleep 1000 & echo ready; wait"
+      assert Task.execve(task, ["/bin/sh", "-c", script, mark], ["PATH=/bin:/usr/bin"]) == :ok
+      assert_receive {:stdout, ^task, "ready\n"}, 5000
+      [child] = mark |> Proc.find() |> Enum.flat_map(&Proc.children/1)
+      {task, child}
+    end
+
+    test "reap below a process: one of the tree only", %{mark: mark} do
+      for containment <- [:auto, :pid_namespace] do
+        {:ok, supervisor} =
+          Stdio.supervisor(:noshutdown, Stdio.__filter__(), containment: containment)
+
+        {stranger, _} = shared!()
+        {other, spared} = parent!(stranger, mark <> "-other")
+        {task, child} = parent!(supervisor, mark <> "-own")
+        tree = %ProcessTree{supervisor: supervisor}
+
+        assert Stdio.reap(tree, Task.pidof(other), :SIGKILL) == :ok
+        assert Stdio.reap(tree, Task.pidof(stranger.init), :SIGKILL) == :ok
+        assert Proc.alive?(spared) and Proc.alive?(child)
+        assert Stdio.reap(tree, Task.pidof(task), :SIGKILL) == :ok
+        assert Proc.wait_until(fn -> not Proc.alive?(child) end)
+        assert List.last(events(task)) == {:exit_status, 0}
+
+        for %{init: init} <- [supervisor, stranger], do: assert(Task.stop(init) == :ok)
+        assert messages() == []
+      end
+    end
+
+    # A signal that nobody minds, should it be sent to everybody.
+    test "reap below what is no process id" do
+      {supervisor, _} = shared!()
+      tree = %ProcessTree{supervisor: supervisor}
+
+      for pid <- [0, -1, nil, "1"],
+          do: assert_raise(ArgumentError, fn -> Stdio.reap(tree, pid, :sigwinch) end)
+
+      assert Task.stop(supervisor.init) == :ok
+    end
+
     test "a task whose program has left a child: reap", %{mark: mark} do
       {supervisor, _} = shared!()
       {:ok, task} = Task.fork(supervisor.init)

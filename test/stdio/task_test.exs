@@ -267,6 +267,20 @@ defmodule Stdio.TaskTest do
   end
 
   describe "stop" do
+    test "of a root: SIGKILL, and no signal before", %{mark: mark} do
+      file = Path.join(System.tmp_dir!(), mark)
+      on_exit(fn -> File.rm(file) end)
+      root = root!()
+      child = fork!(root)
+      script = "trap 'touch #{file}' TERM; echo ready; while :; do sleep 0.05; done"
+      assert Task.execve(child, ["/bin/sh", "-c", script], ["PATH=/bin:/usr/bin"]) == :ok
+      assert_receive {:stdout, ^child, "ready\n"}, 5000
+      assert Task.stop(root) == :ok
+      refute File.exists?(file)
+      assert Task.cpid(root, child) == {:error, :esrch}
+      assert messages() == []
+    end
+
     test "of a root: all is gone when it returns", %{root: root, mark: mark} do
       task = fork!(root)
       tree = [Proc.fixture("fork-tree"), mark, "2", "2", "--setsid", "--double-fork"]

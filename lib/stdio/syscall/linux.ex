@@ -49,11 +49,11 @@ defmodule Stdio.Syscall.Linux do
     end
   end
 
-  @doc "Signals all descendants of `os_pid`."
+  @doc "Signals all descendants of `os_pid`, which is the supervisor or a process below it."
   @impl true
   @spec reap(Syscall.tree(), pos_integer, Stdio.Signal.t()) :: :ok | {:error, :etimedout}
   def reap(%{supervisor: %{init: task}}, os_pid, signal) do
-    reap_below(task, fn _supervisor -> os_pid end, signal)
+    reap_below(task, &Walk.find(os_pid, &1, Syscall.os().procfs()), signal)
   end
 
   defp reap_below(task, root, signal) do
@@ -67,7 +67,8 @@ defmodule Stdio.Syscall.Linux do
       supervisor ->
         kill = fn pid -> Stdio.Task.kill(task, pid, number) end
         options = [procfs: Syscall.os().procfs(), supervisor: supervisor]
-        Walk.reap(root.(supervisor), number, kill, options)
+        root = root.(supervisor)
+        if root, do: Walk.reap(root, number, kill, options), else: :ok
     end
   end
 

@@ -39,6 +39,18 @@ defmodule Stdio.Syscall.Walk do
     if signal == @sigkill, do: kill_all(walk, 1), else: once(walk)
   end
 
+  @doc """
+  The pid in `procfs` of a process of the tree, given as its supervisor sees it, or of the supervisor;
+  `nil` for any other, so that a pid that is a stranger's by now does no harm.
+  """
+  @spec find(pos_integer, pos_integer, Path.t()) :: pos_integer | nil
+  def find(supervisor, supervisor, _procfs), do: supervisor
+
+  def find(pid, supervisor, procfs) do
+    depth = depth(supervisor, procfs)
+    supervisor |> Procfs.descendants(procfs) |> Enum.find(&(seen(&1, depth, procfs) == pid))
+  end
+
   defp once(walk) do
     walk |> descendants() |> Enum.each(&kill(&1, walk))
   end
@@ -67,15 +79,16 @@ defmodule Stdio.Syscall.Walk do
 
   defp descendants(%{root: root, procfs: procfs}), do: Procfs.descendants(root, procfs)
 
-  defp kill(pid, %{depth: 1, kill: kill}), do: kill.(pid)
-
-  # The supervisor is in a PID namespace below that of procfs, where pids are others.
   defp kill(pid, %{depth: depth, kill: kill, procfs: procfs}) do
-    case pid |> namespaced(procfs) |> Enum.at(depth - 1) do
+    case seen(pid, depth, procfs) do
       nil -> :ok
       pid -> kill.(pid)
     end
   end
+
+  # The supervisor may be in a PID namespace below that of procfs, where pids are others.
+  defp seen(pid, 1, _procfs), do: pid
+  defp seen(pid, depth, procfs), do: pid |> namespaced(procfs) |> Enum.at(depth - 1)
 
   defp depth(supervisor, procfs), do: max(length(namespaced(supervisor, procfs)), 1)
 

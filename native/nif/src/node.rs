@@ -24,7 +24,7 @@ use rustler::{LocalPid, Monitor, ResourceArc};
 use stdio_protocol::channel::{is_busy, Datagram, Receiver};
 use stdio_protocol::filter::CallFilter;
 use stdio_protocol::message::{
-    Escalation, Exit, Filter, FromNode, Refusal, Sequence, TaskId, ToNode, ToRoot, Usage,
+    Escalation, Exit, Filter, FromNode, Refusal, Sequence, Setting, TaskId, ToNode, ToRoot, Usage,
 };
 use stdio_protocol::value::Value;
 
@@ -1057,9 +1057,22 @@ impl Served<'_> {
             Some(parent) => parent.node.tell(ToNode::Kill { task: node.id }),
             // A root ends its tree when its socket ends; one that has executed is the launcher's.
             None => {
-                let execed = node.lock().execed;
+                let (execed, stopped) = {
+                    let inner = node.lock();
+                    let signal = inner.options.signaloneof;
+                    (
+                        inner.execed,
+                        !inner.ownerless && signal != i64::from(libc::SIGKILL),
+                    )
+                };
                 if execed {
                     node.launcher.kill(node.id);
+                } else if stopped {
+                    // That signal is for an owner's death.
+                    node.tell(ToNode::Set {
+                        sequence: 0,
+                        setting: Setting::SignalOneOf(libc::SIGKILL),
+                    });
                 }
                 let mut inner = node.lock();
                 inner.kill_cgroup();
