@@ -70,7 +70,7 @@ defmodule Stdio do
   Elements are iodata; empty ones are skipped. `enum` is enumerated in a process of its own, which
   blocks while the program does not read. A program that closes its stdin early ends the feeding
   without an error. An exception, throw or exit in `enum` is raised again in the consumer, with its
-  stacktrace, once the program's tree is gone.
+  stacktrace, once the program's tree is gone; not if the program has ended before it.
 
       iex> 1000..1//-1 |> Stream.map(&"\#{&1}\\n") |> Stdio.pipe!("grep 442") |> Enum.to_list()
       [stdout: "442\\n", exit_status: 0]
