@@ -83,6 +83,18 @@ defmodule Stdio.Seccomp do
     end
   end
 
+  @doc false
+  # For Stdio.OpError: which of the names in these filters, which deny/2 has refused, are none.
+  @spec __hint__([filter]) :: String.t() | nil
+  def __hint__(filters) do
+    known? = &match?({:ok, n} when is_integer(n), Stdio.Native.query(:syscall_constant, [&1]))
+
+    case Enum.reject(Enum.map(filters, &elem(&1, 1)), known?) do
+      [] -> nil
+      names -> "no system calls of this system: #{Enum.map_join(names, ", ", &inspect/1)}"
+    end
+  end
+
   # Which names there are is the helper's to say: it knows the headers it was built with.
   defp syscall_constant(task, name), do: Stdio.Task.call(task, :syscall_constant, [name])
 

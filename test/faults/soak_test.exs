@@ -138,7 +138,7 @@ defmodule Stdio.Faults.SoakTest do
       consumers: :ets.new(:consumers, [:public]),
       seen: :ets.new(:seen, [:public]),
       until: until,
-      latest: until + 120_000
+      latest: until + 20_000
     }
 
     workers = for n <- 1..@workers, do: aside(fn -> work(n, run, []) end)
@@ -150,7 +150,7 @@ defmodule Stdio.Faults.SoakTest do
     end
 
     killers = for _ <- 1..4, do: aside(killer)
-    verdicts = Enum.flat_map(workers, &await(&1, seconds * 1000 + 210_000))
+    verdicts = Enum.flat_map(workers, &await(&1, seconds * 1000 + 90_000))
     Enum.each(killers, &await/1)
     counts = Enum.frequencies(verdicts)
     report("row 45, #{seconds} s: #{inspect(counts)}")

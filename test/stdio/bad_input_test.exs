@@ -29,11 +29,6 @@ defmodule Stdio.BadInputTest do
     [~c"/bin/true", [0xD800]]
   ]
 
-  test "a prefix for roots" do
-    for prefix <- ["sudo\0", :sudo, 1],
-        do: assert_raise(ArgumentError, fn -> Stdio.Task.sudo(prefix) end)
-  end
-
   @configs [
     [foo: 1],
     [net: :some],
@@ -77,6 +72,11 @@ defmodule Stdio.BadInputTest do
     nil,
     %{net: :none}
   ]
+
+  test "a prefix for roots" do
+    for prefix <- ["sudo\0", :sudo, 1],
+        do: assert_raise(ArgumentError, fn -> Stdio.Task.sudo(prefix) end)
+  end
 
   test "an ArgumentError is raised by the call itself", %{mark: mark} do
     for command <- @commands do

@@ -103,9 +103,7 @@ defmodule Stdio.BehaviourEndTest do
 
     # A program with a child below a supervisor: its task, and the pid of the child.
     defp parent!(supervisor, mark) do
-      {:ok, task} = Task.fork(supervisor.init)
-      script = "sleep 1000 & echo ready; wait"
-      assert Task.execve(task, ["/bin/sh", "-c", script, mark], ["PATH=/bin:/usr/bin"]) == :ok
+      task = sh!(supervisor.init, "sleep 1000 & echo ready; wait", mark)
       assert_receive {:stdout, ^task, "ready\n"}, 5000
       [child] = mark |> Proc.find() |> Enum.flat_map(&Proc.children/1)
       {task, child}
@@ -180,6 +178,29 @@ defmodule Stdio.BehaviourEndTest do
   end
 
   describe "atexit" do
+    test "after init has failed: what its tasks sent until then is gone" do
+      {shared, _} = shared!()
+
+      atexit = fn _init, [], _state ->
+        # As long as nothing is received, the event is where Process.info/2 does not look.
+        Process.sleep(300)
+      end
+
+      phases = [
+        task: fn _ -> {:ok, %{shared | atexit: atexit}} end,
+        init: fn _config ->
+          fn supervisor ->
+            sh!(supervisor, "exit 3", "sh")
+            {:error, :eperm}
+          end
+        end
+      ]
+
+      assert_raise Stdio.OpError, fn -> run("true", phases) end
+      assert messages() == []
+      assert Task.stop(shared.init) == :ok
+    end
+
     test "a function: called once, may reap, the supervisor lives", %{mark: mark} do
       me = self()
 

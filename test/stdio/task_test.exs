@@ -267,13 +267,10 @@ defmodule Stdio.TaskTest do
   end
 
   describe "stop" do
-    test "of a root: SIGKILL, and no signal before", %{mark: mark} do
+    test "of a root: SIGKILL, and no signal before", %{root: root, mark: mark} do
       file = Path.join(System.tmp_dir!(), mark)
       on_exit(fn -> File.rm(file) end)
-      root = root!()
-      child = fork!(root)
-      script = "trap 'touch #{file}' TERM; echo ready; while :; do sleep 0.05; done"
-      assert Task.execve(child, ["/bin/sh", "-c", script], ["PATH=/bin:/usr/bin"]) == :ok
+      child = sh!(root, "trap 'touch #{file}' TERM; echo ready; while :; do sleep 0.05; done")
       assert_receive {:stdout, ^child, "ready\n"}, 5000
       assert Task.stop(root) == :ok
       refute File.exists?(file)

@@ -3,8 +3,6 @@ defmodule Stdio.Container.Hint do
   # What to do about a container that cannot be had, or an op that failed, in a sentence that names
   # the setting.
 
-  alias Stdio.Native
-
   # The switches of user namespaces below /proc/sys: the value that forbids them, the one that
   # allows them, and how the system answers.
   @switches [
@@ -106,12 +104,7 @@ defmodule Stdio.Container.Hint do
   def op(:eperm, {Stdio.Task, :jail, _}),
     do: "Stdio.Jail needs root: call Stdio.setuid() first"
 
-  def op(:enotsup, {Stdio.Seccomp, :deny, arguments}) do
-    case Enum.reject(seccomp_names(List.last(arguments)), &system_call?/1) do
-      [] -> nil
-      names -> "no system calls of this system: #{Enum.map_join(names, ", ", &inspect/1)}"
-    end
-  end
+  def op(:enotsup, {Stdio.Seccomp, :deny, [_task, filters]}), do: Stdio.Seccomp.__hint__(filters)
 
   # The kernel's words: no such id here (EINVAL), or setgroups(2) is denied (EPERM).
   def op(reason, {Stdio.Task, fun, _})
@@ -172,12 +165,6 @@ defmodule Stdio.Container.Hint do
     end)
     |> Enum.reverse()
     |> Enum.map_join(", ", &inspect/1)
-  end
-
-  defp seccomp_names(filters), do: Enum.map(filters, &elem(&1, 1))
-
-  defp system_call?(name) do
-    match?({:ok, number} when is_integer(number), Native.query(:syscall_constant, [name]))
   end
 
   defp target(:bind_in, [_source, target, _flags]), do: target

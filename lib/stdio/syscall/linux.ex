@@ -53,7 +53,7 @@ defmodule Stdio.Syscall.Linux do
   @impl true
   @spec reap(Syscall.tree(), pos_integer, Stdio.Signal.t()) :: :ok | {:error, :etimedout}
   def reap(%{supervisor: %{init: task}}, os_pid, signal) do
-    reap_below(task, &Walk.find(os_pid, &1, Syscall.os().procfs()), signal)
+    reap_below(task, fn _supervisor -> os_pid end, signal)
   end
 
   defp reap_below(task, root, signal) do
@@ -67,8 +67,7 @@ defmodule Stdio.Syscall.Linux do
       supervisor ->
         kill = fn pid -> Stdio.Task.kill(task, pid, number) end
         options = [procfs: Syscall.os().procfs(), supervisor: supervisor]
-        root = root.(supervisor)
-        if root, do: Walk.reap(root, number, kill, options), else: :ok
+        Walk.reap(root.(supervisor), number, kill, options)
     end
   end
 

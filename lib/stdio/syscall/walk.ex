@@ -20,34 +20,37 @@ defmodule Stdio.Syscall.Walk do
 
   @doc """
   `kill.(pid)` is called with pids as the supervisor sees them; what it returns does not matter.
-  `root`, `supervisor` and `within` (ms): whose descendants, and who kills and reaps them.
+  `supervisor` and `within` (ms): who kills and reaps them, and how long it may take. `pid` is that of
+  the supervisor, or of a process below it as the supervisor sees it; below any other, which may be
+  a stranger's by now, nothing is done.
   """
   @spec reap(pos_integer, 1..64, (pos_integer -> term), options) :: :ok | {:error, :etimedout}
-  def reap(root, signal, kill, options) do
+  def reap(pid, signal, kill, options) do
     procfs = Keyword.get(options, :procfs, "/proc")
     supervisor = Keyword.fetch!(options, :supervisor)
+    depth = depth(supervisor, procfs)
+    root = find(pid, supervisor, depth, procfs)
 
     walk = %{
       root: root,
       procfs: procfs,
       kill: kill,
-      depth: depth(supervisor, procfs),
+      depth: depth,
       zombies?: root == supervisor,
       deadline: now() + 1000 * Keyword.get(options, :within, @within)
     }
 
-    if signal == @sigkill, do: kill_all(walk, 1), else: once(walk)
+    cond do
+      root == nil -> :ok
+      signal == @sigkill -> kill_all(walk, 1)
+      true -> once(walk)
+    end
   end
 
-  @doc """
-  The pid in `procfs` of a process of the tree, given as its supervisor sees it, or of the supervisor;
-  `nil` for any other, so that a pid that is a stranger's by now does no harm.
-  """
-  @spec find(pos_integer, pos_integer, Path.t()) :: pos_integer | nil
-  def find(supervisor, supervisor, _procfs), do: supervisor
+  # Its pid in procfs.
+  defp find(supervisor, supervisor, _depth, _procfs), do: supervisor
 
-  def find(pid, supervisor, procfs) do
-    depth = depth(supervisor, procfs)
+  defp find(pid, supervisor, depth, procfs) do
     supervisor |> Procfs.descendants(procfs) |> Enum.find(&(seen(&1, depth, procfs) == pid))
   end
 

@@ -351,6 +351,14 @@ impl Node {
         }
     }
 
+    /// What its children's groups are sent when its socket ends.
+    pub fn tell_signaloneof(&self, signal: i64) {
+        self.tell(ToNode::Set {
+            sequence: 0,
+            setting: Setting::SignalOneOf(i32::try_from(signal).unwrap_or(0)),
+        });
+    }
+
     /// Registers everything with the I/O thread.
     pub fn register(&self) -> Result<(), Errno> {
         let inner = self.lock();
@@ -1031,6 +1039,7 @@ impl Served<'_> {
 
     /// Ends the process with all below it. `stopper` is told, and gets no event of it.
     pub fn end(&mut self, stopper: Option<Waiter>) -> After {
+        const SIGKILL: i64 = libc::SIGKILL as i64;
         let node = self.node().clone();
         let (ended, released) = {
             let mut inner = node.lock();
@@ -1057,22 +1066,16 @@ impl Served<'_> {
             Some(parent) => parent.node.tell(ToNode::Kill { task: node.id }),
             // A root ends its tree when its socket ends; one that has executed is the launcher's.
             None => {
-                let (execed, stopped) = {
+                let (execed, signal) = {
                     let inner = node.lock();
-                    let signal = inner.options.signaloneof;
-                    (
-                        inner.execed,
-                        !inner.ownerless && signal != i64::from(libc::SIGKILL),
-                    )
+                    let owned = !inner.ownerless;
+                    (inner.execed, owned.then_some(inner.options.signaloneof))
                 };
                 if execed {
                     node.launcher.kill(node.id);
-                } else if stopped {
-                    // That signal is for an owner's death.
-                    node.tell(ToNode::Set {
-                        sequence: 0,
-                        setting: Setting::SignalOneOf(libc::SIGKILL),
-                    });
+                } else if signal.is_some_and(|signal| signal != SIGKILL) {
+                    // Another one is for an owner's death.
+                    node.tell_signaloneof(SIGKILL);
                 }
                 let mut inner = node.lock();
                 inner.kill_cgroup();

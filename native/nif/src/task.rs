@@ -843,17 +843,9 @@ fn task_setopt(task: Task, name: String, value: i64) -> bool {
     *slot = value;
     drop(inner);
     if name == "signaloneof" {
-        tell_signaloneof(&task, value);
+        task.node.tell_signaloneof(value);
     }
     true
-}
-
-fn tell_signaloneof(task: &Task, value: i64) {
-    let signal = i32::try_from(value).unwrap_or(0);
-    task.node.tell(ToNode::Set {
-        sequence: 0,
-        setting: Setting::SignalOneOf(signal),
-    });
 }
 
 #[rustler::nif]
@@ -878,7 +870,7 @@ fn task_setcpid(task: Task, name: String, value: i64) -> bool {
         "signaloneof" if (0..=64).contains(&value) => {
             node.lock().options.signaloneof = value;
             if !node.lock().execed {
-                tell_signaloneof(&task, value);
+                node.tell_signaloneof(value);
             }
         }
         _ => return false,
