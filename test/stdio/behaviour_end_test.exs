@@ -182,7 +182,7 @@ defmodule Stdio.BehaviourEndTest do
       {shared, _} = shared!()
 
       atexit = fn _init, [], _state ->
-        # As long as nothing is received, the event is where Process.info/2 does not look.
+        # The event comes meanwhile, and nothing is received.
         Process.sleep(300)
       end
 

@@ -344,8 +344,7 @@ defmodule Stdio.Stream.Tree do
   # A start that failed has no pipeline, but may have had tasks, which have ended on their own.
   defp flush_tree(%Stdio{init: %Stdio.Task{} = root, atexit: atexit})
        when atexit != :noshutdown do
-    # Process.info/2 does not show what has come since the last receive (seen on OTP 25).
-    receive do: (:"$none" -> :ok), after: (0 -> :ok)
+    # It does not show what has come since the last receive (seen on OTP 25), which flush_all/1 has made.
     {:messages, messages} = Process.info(self(), :messages)
 
     for message <- messages,
