@@ -8,22 +8,39 @@ defmodule Stdio.Test.OracleTest do
   @moduletag :testbin
 
   defp start(name, args) do
+    before = pipes()
+
     port =
       Port.open(
         {:spawn_executable, Proc.fixture(name)},
         [:binary, :exit_status, {:line, 1000}, args: args]
       )
 
+    opened = pipes() -- before
+
+    # A port that is over, as it says itself, has yet to close them: the next test would count them.
+    on_exit(fn -> assert Proc.wait_until(fn -> opened -- pipes() == opened end) end)
     assert_receive {^port, {:data, {:eol, "ready"}}}, 5000
     port
   end
 
+  defp pipes, do: for({_, "pipe:" <> _ = pipe} <- Proc.fds(), do: pipe)
+
   defp failure(fun), do: assert_raise(ExUnit.AssertionError, fun).message
 
-  # The loading of code opens descriptors.
+  # The loading of code opens descriptors; ports of the tests before may have yet to close theirs.
   setup_all do
     Oracle.clean(fn mark -> Proc.sweep(mark) end, except: [:messages])
-    :ok
+    settle(pipes(), 100)
+  end
+
+  defp settle(before, tries) when tries > 0 do
+    Process.sleep(50)
+
+    case pipes() do
+      ^before -> :ok
+      now -> settle(now, tries - 1)
+    end
   end
 
   test "what is cleaned up is clean" do
