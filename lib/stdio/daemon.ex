@@ -186,7 +186,10 @@ defmodule Stdio.Daemon do
   defp name(nil), do: []
   defp name(name), do: [name: name]
 
-  @doc "The process id of the program, as seen by the process that forked it."
+  @doc """
+  The process id of the program, as seen by the process that forked it. In `Stdio.Rootless` that is
+  PID 1 of a namespace, and so it is an id of that namespace.
+  """
   @spec os_pid(GenServer.server()) :: pos_integer
   def os_pid(server), do: handle(server).span.os_pid
 

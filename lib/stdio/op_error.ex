@@ -25,11 +25,16 @@ defmodule Stdio.OpError do
   Where the cause is a setting of the system or a root tree that is not there, the message ends with
   a sentence on it.
 
+  `Exception.blame/3`, which IEx, `mix run` and ExUnit call, adds to a result that is none what an op has
+  to return.
+
   Errno texts are Erlang's (`:file.format_error/1`). `inspect/1`, and so a supervisor's report, shows
   the message in one line, without the remaining ops.
   """
 
   defexception [:reason, :message, :op]
+
+  @no_match "** (MatchError) no match of right hand side value: "
 
   @type op :: {module, atom, [term]}
   @type t :: %__MODULE__{reason: term, message: String.t(), op: op | nil}
@@ -65,7 +70,7 @@ defmodule Stdio.OpError do
   @spec bad_result(term, op, [term]) :: t
   def bad_result(value, op, remaining) do
     # Written out because Elixir changed the text of its own MatchError over time.
-    badop("** (MatchError) no match of right hand side value: #{inspect(value)}", op, remaining)
+    badop(@no_match <> inspect(value), op, remaining)
   end
 
   @doc "The call `op` ended in an exception, a throw or an exit, given as `catch` gives it."
@@ -94,6 +99,21 @@ defmodule Stdio.OpError do
       message: "#{banner}\n    #{call(op)}\n\n\n#{rest(remaining)}"
     }
   end
+
+  @doc """
+  Adds what an op has to return, where an error is shown to a person: `Exception.blame/3`, which IEx,
+  `mix run` and ExUnit call.
+  """
+  @impl true
+  def blame(%{reason: :badop, message: @no_match <> _, op: {_, fun, _}} = error, stacktrace) do
+    hint =
+      "An op has to return :ok, {:ok, state}, a list of ops or {:error, posix}. If #{fun} itself " <>
+        "returned that value, give the op a transform: {#{inspect(fun)}, [...], transform: fn _ -> :ok end}"
+
+    {with_hint(error, hint), stacktrace}
+  end
+
+  def blame(error, stacktrace), do: {error, stacktrace}
 
   # Erlang's text for it, "not owner", misleads when what is missing is a privilege.
   defp fork_text(:eperm), do: "insufficient permissions (eperm)"

@@ -588,7 +588,7 @@ defmodule Stdio.Task do
   @doc "Its live children."
   @spec cpid(t) :: [map] | {:error, :esrch}
   def cpid(%__MODULE__{} = task) do
-    allowed!(task, {:cpid, [task]})
+    in_call_mode!(task, {:cpid, [task]})
 
     if pidof(task) == :noproc,
       do: {:error, :esrch},
@@ -600,7 +600,7 @@ defmodule Stdio.Task do
   @doc "One of its live children, by its task or process id; `:error` if it has none such."
   @spec cpid(t, t | os_pid) :: map | :error | {:error, :esrch}
   def cpid(%__MODULE__{} = task, child) do
-    allowed!(task, {:cpid, [task, child]})
+    in_call_mode!(task, {:cpid, [task, child]})
     if pidof(task) == :noproc, do: {:error, :esrch}, else: find_child(task, child)
   end
 
@@ -654,7 +654,7 @@ defmodule Stdio.Task do
       raise ArgumentError, "the option #{option} takes no negative value"
     end
 
-    allowed!(task, {:setopt, [task, option, value]})
+    in_call_mode!(task, {:setopt, [task, option, value]})
     Native.task_setopt(task.ref, name, value)
   end
 
@@ -663,7 +663,7 @@ defmodule Stdio.Task do
   @doc "An option's value; `false` if it is unknown or the task is dead."
   @spec getopt(t, const) :: integer | false
   def getopt(%__MODULE__{} = task, option) when is_atom(option) do
-    allowed!(task, {:getopt, [task, option]})
+    in_call_mode!(task, {:getopt, [task, option]})
     Native.task_getopt(task.ref, key(option))
   end
 
@@ -732,6 +732,12 @@ defmodule Stdio.Task do
   # These calls are answered here, without asking the process.
   defp allowed!(task, {name, _arguments} = call),
     do: Native.task_allows(task.ref, Atom.to_string(name)) || undefined(call)
+
+  # As the calls that are made in the process, which a program does not make.
+  defp in_call_mode!(task, call) do
+    allowed!(task, call)
+    if execed(task), do: result({:error, :execed}, call)
+  end
 
   ## Restrictions and signals
 

@@ -20,7 +20,7 @@ defmodule Stdio.Telemetry do
   | metadata | |
   |---|---|
   | `:command`, `:behaviour` | as they were given |
-  | `:os_pid` | as seen by the process that forked it: in a container, inside of its namespace; `nil` if it could not be started |
+  | `:os_pid` | see `Stdio.Daemon.os_pid/1`; `nil` if it could not be started |
   | `:containment` | what guards its tree: `:best_effort`, `:pid_namespace` or `:cgroup` |
   | `:exit` | of `:stop`: the terminal element |
   | `:kind`, `:reason`, `:stacktrace` | of `:exception` |

@@ -57,6 +57,32 @@ defmodule Stdio.OpErrorTest do
     assert inspect(%OpError{}) =~ "reason: nil"
   end
 
+  test "blame: what an op has to return, for a bad result only" do
+    bad = OpError.bad_result(4711, {Stdio.Task, :getpid, [@task]}, @remaining)
+    assert {%OpError{message: message}, []} = Exception.blame(:error, bad, [])
+    assert message =~ bad.message <> "\nAn op has to return :ok, {:ok, state}, "
+    assert message =~ "{:getpid, [...], transform: fn _ -> :ok end}\n"
+
+    for other <- [
+          OpError.failed(:enoent, @chdir, []),
+          OpError.malformed(:setsid, []),
+          OpError.raised({:error, %RuntimeError{message: "no"}, []}, @chdir, []),
+          OpError.fork(:eagain)
+        ],
+        do: assert({^other, []} = Exception.blame(:error, other, []))
+  end
+
+  test "chdir to a directory that is not in the root tree, but here" do
+    inside = {Stdio.Task, :chdir, [@task, System.tmp_dir!()]}
+
+    assert OpError.failed(:enoent, inside, []).message =~
+             "is a directory here, but not in the root"
+
+    refute OpError.failed(:enoent, @chdir, []).message =~ "fstab"
+    relative = {Stdio.Task, :chdir, [@task, "lib"]}
+    refute OpError.failed(:enoent, relative, []).message =~ "fstab"
+  end
+
   test "bad result: the value as a MatchError, the call, remaining ops" do
     op = {Stdio.Task, :getpid, [@task]}
 

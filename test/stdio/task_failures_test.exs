@@ -64,7 +64,11 @@ defmodule Stdio.TaskFailuresTest do
             exit: [0],
             filter: [[]],
             sigaction: [:sigterm, :sig_dfl],
-            cmd: [["true"]]
+            cmd: [["true"]],
+            cpid: [],
+            cpid: [1],
+            getopt: [:maxchild],
+            setopt: [:maxchild, 3]
           ] do
         error = assert_raise ErlangError, fn -> apply(Task, fun, [task | args]) end
         assert {fun, error.original} == {fun, :eacces}

@@ -96,6 +96,13 @@ defmodule Stdio.Container.Hint do
     end
   end
 
+  def op(:enoent, {Stdio.Task, :chdir, [_task, "/" <> _ = path]}) do
+    if File.dir?(path) do
+      "#{path} is a directory here, but not in the root that the process has: in a container it " <>
+        "takes an entry of `fstab:`, or a path of the root tree for `cd:`"
+    end
+  end
+
   def op(:eperm, {Stdio.Task, :proc_in, _}) do
     "a container around this system covers parts of /proc, so the kernel mounts no other one " <>
       "in a user namespace; run it with /proc unmasked"
