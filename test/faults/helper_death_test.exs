@@ -248,6 +248,43 @@ defmodule Stdio.Faults.HelperDeathTest do
     end
   end
 
+  # The end of its own socket tells, though our side of that has ended before.
+  test "a supervisor that is being stopped, when no launcher is left to report it" do
+    for first <- [:launcher, :stop] do
+      {:ok, root} = Stdio.Task.fork()
+      supervisor = Stdio.Task.pidof(root)
+      assert Proc.kill(supervisor, 19) == :ok
+      stop = fn -> aside(fn -> Stdio.Task.stop(root) end) end
+
+      stopper =
+        if first == :launcher do
+          end_launcher()
+          stop.()
+        else
+          stopper = stop.()
+          refute Task.yield(stopper, 100)
+          end_launcher()
+          stopper
+        end
+
+      refute Task.yield(stopper, 200), "it was said to be gone while it was there"
+      assert Proc.alive?(supervisor)
+      assert Proc.kill(supervisor, 9) == :ok
+      assert await(stopper, @deadline) == :ok
+    end
+  end
+
+  # Until that has been noticed: a start, which may be the dying one's last, has launched another.
+  defp end_launcher do
+    launcher = launcher()
+    assert Proc.kill(launcher, 9) == :ok
+
+    assert Proc.wait_until(fn ->
+             outcome(Stdio.stream!("true"))
+             launcher() not in [nil, launcher]
+           end)
+  end
+
   test "a supervisor that has had a program and waits for the next", %{launcher: launcher} do
     for _ <- 1..3 do
       assert list("exit 4") == [exit_status: 4]

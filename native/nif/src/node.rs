@@ -14,11 +14,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::socket::{shutdown, Shutdown};
 use once_cell::sync::Lazy;
 use rustler::{LocalPid, Monitor, ResourceArc};
 use stdio_protocol::channel::{is_busy, Datagram, Receiver};
@@ -127,6 +128,8 @@ pub struct Node {
 /// What changes.
 pub struct Inner {
     control: Option<OwnedFd>,
+    /// Our side of it has ended; what it still says concerns nobody, but for its end.
+    hung_up: bool,
     outbox: VecDeque<(Datagram, Vec<OwnedFd>)>,
     /// Requests without an answer.
     pending: HashMap<Sequence, Pending>,
@@ -251,6 +254,7 @@ impl Node {
             stdin: Mutex::new(Stdin::new(Some(ends.stdin))),
             inner: Mutex::new(Inner {
                 control: Some(ends.control),
+                hung_up: false,
                 outbox: VecDeque::new(),
                 pending: HashMap::new(),
                 sequence: 0,
@@ -318,7 +322,7 @@ impl Node {
         let refused = match &*inner {
             inner if inner.dead || inner.exit.is_some() => Some(Rejected::Dead),
             inner if inner.execed => Some(Rejected::Execed),
-            inner if inner.control.is_none() => Some(Rejected::Dead),
+            inner if !inner.serves() => Some(Rejected::Dead),
             _ => None,
         };
         if let Some(rejected) = refused {
@@ -446,9 +450,9 @@ impl Inner {
         }
     }
 
-    /// Of one that has not executed.
+    /// Of one that has not executed, and is not to end.
     pub fn serves(&self) -> bool {
-        self.control.is_some()
+        self.control.is_some() && !self.hung_up
     }
 
     /// Who gets output and the terminal event.
@@ -485,8 +489,18 @@ impl Inner {
         }
     }
 
-    /// The control socket ends: a process that serves requests ends its children and itself.
+    /// Our side of the control socket ends: a process that serves requests ends its children and
+    /// itself. The end of the other side tells when, should a launcher die that was to report it.
     fn hang_up(&mut self) {
+        if let Some(control) = &self.control {
+            // One that is dead already has ended its own side.
+            let _ = shutdown(control.as_raw_fd(), Shutdown::Write);
+        }
+        self.hung_up = true;
+        self.outbox.clear();
+    }
+
+    fn disconnect(&mut self) {
         self.control = None;
         self.outbox.clear();
     }
@@ -537,14 +551,18 @@ impl Served<'_> {
     fn read_messages(&mut self) -> Connection {
         loop {
             let node = self.node().clone();
-            let received = {
+            let (received, hung_up) = {
                 let inner = node.lock();
                 match &inner.control {
-                    Some(control) => self.receiver.recv::<FromNode>(control.as_fd()),
+                    Some(control) => (
+                        self.receiver.recv::<FromNode>(control.as_fd()),
+                        inner.hung_up,
+                    ),
                     None => return Connection::Open,
                 }
             };
             match received {
+                Ok(Some(_)) if hung_up => {}
                 Ok(Some(received)) => {
                     node.launcher.note_heard();
                     self.message(received.message, received.fds);
@@ -712,7 +730,7 @@ impl Served<'_> {
         let node = self.node().clone();
         let executed = {
             let mut inner = node.lock();
-            inner.hang_up();
+            inner.disconnect();
             let sequence = inner.executing.take();
             inner.execed = sequence.is_some();
             sequence.and_then(|sequence| inner.pending.remove(&sequence))
@@ -795,7 +813,7 @@ impl Served<'_> {
             // Its work is done: handles of dead tasks keep no descriptor.
             inner.cgroup_kill = None;
             let execed = inner.executing.take();
-            inner.hang_up();
+            inner.disconnect();
             let waiter = execed.and_then(|sequence| inner.pending.remove(&sequence));
             inner.orphans = std::mem::take(&mut inner.children);
             (inner.orphans.clone(), waiter)
