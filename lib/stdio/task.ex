@@ -76,20 +76,23 @@ defmodule Stdio.Task do
 
   ## Life cycle
 
+  # Of a root: what was forked ahead may be dying, one after the other, and their launcher with them.
+  @tries 5
+
   @doc """
   A new root: a supervisor process that has no program yet. The caller becomes its owner.
 
   `{:error, posix}` if the helper cannot be started.
   """
   @spec fork() :: {:ok, t} | {:error, posix}
-  def fork, do: root(Launcher.privilege(), nil, false, 3)
+  def fork, do: root(Launcher.privilege(), nil, false, @tries)
 
   @doc false
   # A root that is a supervisor from the start. One message, as __supervise__/3 is.
   # `cgroup`: its tree lives in one of its own.
   @spec __supervisor__(binary, filter, boolean) :: {:ok, t} | {:error, posix}
   def __supervisor__(title, filter, cgroup),
-    do: root(Launcher.privilege(), supervise_spec(title, filter), cgroup, 3)
+    do: root(Launcher.privilege(), supervise_spec(title, filter), cgroup, @tries)
 
   @doc false
   # The steps of Stdio.supervise/3 on Linux.

@@ -117,6 +117,16 @@ defmodule Stdio.Faults.HelperDeathTest do
     end)
   end
 
+  test "the launcher, as a root is asked for: another one forks it" do
+    for _ <- 1..size(60, 600) do
+      if pid = launcher(), do: Proc.kill(pid, 9)
+      assert {:ok, root} = Stdio.Task.fork()
+      assert Stdio.Task.stop(root) == :ok
+    end
+
+    warm_up()
+  end
+
   test "a supervisor: its stream ends when its tree has, others go on", context do
     %{mark: mark, launcher: launcher} = context
     other_mark = Proc.mark()

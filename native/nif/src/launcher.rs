@@ -165,6 +165,11 @@ pub fn current(privilege: &[u8]) -> Option<Arc<Launcher>> {
         .cloned()
 }
 
+/// The other end of a socket is.
+pub fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::EPIPE | Errno::ECONNRESET)
+}
+
 /// A root that nobody has asked anything of died.
 pub fn forget_spare(id: RootId) {
     for launcher in lock(&CURRENT).values() {
@@ -326,6 +331,14 @@ impl Launcher {
             outbox.clear();
         }
         lock(&self.spares).roots.clear();
+    }
+
+    /// It was asked for something, in vain. If its socket has ended, the I/O thread will see that
+    /// too, perhaps only after the next try.
+    pub fn note_failure(&self, errno: Errno) {
+        if is_gone(errno) {
+            self.lost();
+        }
     }
 
     /// The I/O thread has read its socket to the end.

@@ -23,7 +23,7 @@ use rustler::{
 use stdio_protocol::channel::{self, is_busy};
 use stdio_protocol::message::{Escalation, Namespaces, Start, ToRoot, ToTask};
 
-use crate::launcher::{self, Launcher, Root};
+use crate::launcher::{self, is_gone, Launcher, Root};
 use crate::notify::{Tag, Waiter};
 use crate::pipe::{Chunk, Outputs, Stdin, Stream, Written};
 use crate::reactor::{self, Command, Role, SessionId, Shard};
@@ -180,10 +180,6 @@ fn spawn_program<'a>(env: Env<'a>, spec: &Spec<'a>, reference: Reference<'a>) ->
     }
 }
 
-fn is_gone(errno: Errno) -> bool {
-    matches!(errno, Errno::EPIPE | Errno::ECONNRESET)
-}
-
 struct Owner<'a> {
     env: Env<'a>,
     tag: Tag,
@@ -274,13 +270,9 @@ fn connect(
     request: Request,
     connections: Connections,
 ) -> Result<ResourceArc<Handle>, Errno> {
-    let sent = request.send(&launcher).inspect_err(|errno| {
-        // The launcher's socket has ended, which the I/O thread will see too, perhaps only after the
-        // next try.
-        if is_gone(*errno) {
-            launcher.lost();
-        }
-    })?;
+    let sent = request
+        .send(&launcher)
+        .inspect_err(|errno| launcher.note_failure(*errno))?;
     // Where an earlier program of this root was.
     let shard = reactor::shard(sent.root.id)?;
     let shared = Arc::new(Shared {

@@ -127,7 +127,10 @@ fn task_root<'a>(
     });
     let (handle, fds) = match made {
         Ok(made) => made,
-        Err(errno) => return answer(env, Err(Rejected::Errno(errno))),
+        Err(errno) => {
+            launcher.note_failure(errno);
+            return answer(env, Err(Rejected::Errno(errno)));
+        }
     };
     let environ = environ
         .iter()
