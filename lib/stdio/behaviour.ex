@@ -63,7 +63,13 @@ defmodule Stdio.Behaviour do
       @callback init(Stdio.Config.t()) ::
                   (Stdio.Task.t() -> {:ok, pipeline} | {:error, posix})
 
-      @doc "The calls made in the last task of the pipeline before the program starts; see `Stdio.Op`."
+      @doc """
+      The calls made in the last task of the pipeline before the program starts; see `Stdio.Op`.
+
+      They replace those of the behaviour they are given over, and with them what `uid:`, `cd:`,
+      `rlimit:` and the rest do there, the container itself too: `super(config) ++ [...]`, or
+      `Stdio.Process.ops(config) ++ [...]`, adds to them.
+      """
       @callback ops(Stdio.Config.t()) :: [Stdio.Op.op()]
 
       @doc """

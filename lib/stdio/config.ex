@@ -5,7 +5,7 @@ defmodule Stdio.Config do
 
   #{Stdio.Config.Schema.list()}
 
-  `<priv>` is the `priv` directory of the application.
+  `<priv>` is the `priv` directory of the application `:stdio`.
 
   Of an option given twice the first counts, as for all keyword lists; both are validated.
   Text and paths: a binary goes to the kernel as it is, valid UTF-8 or not; an integer in a list

@@ -113,7 +113,7 @@ defmodule Stdio.Container do
   Makes the directories that a root tree needs: places for mounts, which stay empty.
 
   Below the application's `:path` (`config :stdio, path: "..."`), or `root` in its `priv` directory;
-  give more for `:fstab`. Raises `File.Error` for the first that cannot be made.
+  `directories` are made instead, those for `:fstab` by a second call. Raises `File.Error` for the first that cannot be made.
 
       Stdio.Container.make_chroot_tree!()
   """

@@ -386,7 +386,11 @@ defmodule Stdio.Daemon do
     allowed = Enum.map_join(@keys, ", ", &inspect/1)
 
     raise ArgumentError,
-          "unknown option #{inspect(key)} (value #{inspect(value)}); allowed: #{allowed}"
+          "unknown option #{inspect(key)} (value #{inspect(value)}); allowed: #{allowed}" <>
+            if(key in Stdio.Config.Schema.keys(),
+              do: ". It goes into config: [#{key}: ...]",
+              else: ""
+            )
   end
 
   @spec invalid!(atom, term, String.t()) :: no_return

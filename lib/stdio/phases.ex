@@ -111,8 +111,11 @@ defmodule Stdio.Phases do
 
   defp phase!({name, _}) do
     raise ArgumentError,
-          "unknown phase #{inspect(name)}; allowed: #{Enum.map_join(@phases, ", ", &inspect/1)}"
+          "unknown phase #{inspect(name)}; allowed: #{Enum.map_join(@phases, ", ", &inspect/1)}" <>
+            if(name in Stdio.Config.Schema.keys(), do: option(name), else: "")
   end
+
+  defp option(name), do: ". It is an option, after the behaviour: Stdio.Process, #{name}: ..."
 
   @spec invalid!(atom, term, String.t()) :: no_return
   defp invalid!(name, value, allowed) do

@@ -83,10 +83,19 @@ defmodule Stdio.StreamError do
     if Path.type(path) == :absolute and File.exists?(path) do
       "#{path} is there. What is missing is the interpreter in its #! line or its ELF loader, or, " <>
         "behind a root of its own, the file itself: see `fstab:`."
+    else
+      bare_name(path)
     end
   end
 
   defp hint(_action, _reason, _command), do: nil
+
+  defp bare_name(path) do
+    if path != "" and not String.contains?(path, "/") do
+      "Without `search: true`, or {:search, #{inspect([path])}}, the program of a list is a file of the " <>
+        "working directory."
+    end
+  end
 
   defp with_hint(message, nil), do: message
   defp with_hint(message, hint), do: message <> "\n\n" <> hint

@@ -111,6 +111,10 @@ defmodule Stdio.DaemonTest do
         Daemon.child_spec(command: "true", foo: 1)
       end
 
+      assert_raise ArgumentError, ~r/It goes into config: \[cd: \.\.\.\]/, fn ->
+        Daemon.child_spec(command: "true", cd: "/")
+      end
+
       assert messages() == []
     end
 

@@ -104,6 +104,9 @@ defmodule Stdio.PhasesTest do
     assert message(op: 1) ==
              "unknown phase :op; allowed: :task, :init, :ops, :onerror, :onexit, :options"
 
+    assert message(timeout: 5) =~
+             "It is an option, after the behaviour: Stdio.Process, timeout: ..."
+
     assert message(ops: []) ==
              "invalid value [] for phase :ops; allowed: a function of one argument, the config"
 

@@ -37,7 +37,18 @@ defmodule Stdio.StreamErrorTest do
     assert new.(:enoent, ["/etc/passwd", "a"], []) =~ "/etc/passwd is there. What is missing is"
     assert new.(:enoent, ["/etc/passwd"], hint: "other") == "other"
 
-    for command <- [[], ["mix.exs"], ["/etc/\0"], "/etc/passwd", {:search, ["/etc/passwd"]}],
+    assert new.(:enoent, ["mix.exs"], []) =~
+             ~s(Without `search: true`, or {:search, ["mix.exs"]},)
+
+    for command <- [
+          [],
+          [""],
+          ["./mix.ex"],
+          ["/nope"],
+          ["/etc/\0"],
+          "/etc/passwd",
+          {:search, ["/etc/passwd"]}
+        ],
         do: assert(new.(:enoent, command, []) == nil)
 
     assert StreamError.exception(action: "supervisor", reason: :enoexec, command: "true").hint ==
