@@ -51,7 +51,10 @@ defmodule Stdio.Daemon do
 
   1. By itself: status 0 is the exit reason `:normal`, another one `{:exit_status, n}`, a signal
      `{:termsig, signal}`, unless `:exit_reason` says otherwise. A supervisor restarts it, by default
-     whatever the reason (`restart: :permanent`).
+     whatever the reason (`restart: :permanent`). A program that puts itself into the background ends
+     the server at once, again and again until the supervisor gives up: use its option for the
+     foreground. One that is to run once: `Supervisor.child_spec({Stdio.Daemon, options}, restart:
+     :transient)`.
   2. The server is asked to stop, or crashes: `:kill_signal` to the program's process group, and
      after `:kill_timeout` ms SIGKILL to the tree. What it says until then is dealt with as ever. The
      exit reason is the one that was asked for.

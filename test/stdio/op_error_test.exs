@@ -72,6 +72,14 @@ defmodule Stdio.OpErrorTest do
         do: assert({^other, []} = Exception.blame(:error, other, []))
   end
 
+  test "a directory to be bound that is not there" do
+    root = System.tmp_dir!()
+    missing = {Stdio.Task, :bind_in, [@task, root, "/nonexistent", "/nonexistent", []]}
+    assert OpError.failed(:enoent, missing, []).message =~ "there is no /nonexistent here"
+    present = {Stdio.Task, :bind_in, [@task, root, "/bin", "/nonexistent", []]}
+    assert OpError.failed(:enoent, present, []).message =~ "the root tree has no /nonexistent"
+  end
+
   test "chdir to a directory that is not in the root tree, but here" do
     inside = {Stdio.Task, :chdir, [@task, System.tmp_dir!()]}
 

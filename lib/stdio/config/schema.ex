@@ -201,7 +201,8 @@ defmodule Stdio.Config.Schema do
       doc:
         "first step of ending a program (deadline, halted consumer, Daemon shutdown): to the " <>
           "process group it leads, else to its pid. The first process of a PID namespace that " <>
-          "does not catch it gets SIGKILL at once",
+          "does not catch it gets SIGKILL at once, and so does the tree of a consumer that is killed " <>
+          "or shut down (`Task.shutdown/2`)",
       man: ["signal(7)", "kill(2)", "pid_namespaces(7)"]
     },
     %{

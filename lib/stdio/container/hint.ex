@@ -88,6 +88,9 @@ defmodule Stdio.Container.Hint do
         "the root tree #{root} does not exist: Stdio.Container.make_chroot_tree!() makes one in " <>
           Stdio.Container.Root.default_path()
 
+      fun == :bind_in and not File.exists?(hd(arguments)) ->
+        "there is no #{hd(arguments)} here to be bound: see `fstab:`"
+
       not File.exists?(place) ->
         "the root tree has no #{target}: Stdio.Container.make_chroot_tree!/1 makes directories"
 
